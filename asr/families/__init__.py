@@ -1,0 +1,28 @@
+"""Model families. Each is a folder with ``config.py model.py emitter.py`` that registers nothing: it is found by name."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lm.tokenizer import Tokenizer
+
+
+class Family(Protocol):
+    """What recognition asks of a model family."""
+
+    model: nn.Module
+    stacking: int
+
+    def emitter(self, features: Tensor, lengths: Tensor, lm_scale: float, candidates: int) -> Any:
+        """Encode ``features`` ``(B, S, F)`` and offer them to a search."""
+        ...
+
+
+def load_family(name: str, config: dict[str, Any], tokenizer: Tokenizer, source: str) -> Family:
+    """Build the family ``name`` with fresh weights from its configuration."""
+    from importlib import import_module
+
+    family: Family = import_module(f"asr.families.{name}.family").build(config, tokenizer, source)
+    return family

@@ -1,0 +1,85 @@
+"""The factorized transducer as a search sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from asr.families.factorized.model import FactorizedTransducer
+from decoding.emitter import FrameScores
+from lm.language_model import ContextStore, Rows
+
+
+class FactorizedEmitter:
+    """Scores frames of encoded utterances; see ``decoding.emitter.FrameSynchronous``.
+
+    The normaliser of ``P(· | t, u)`` is one dot product of V numbers per hypothesis (METHODS 1d):
+    ``log Z = logaddexp(z^B, A_t + log Σ_v exp(a_t[v] - A_t) · exp(μ ℓ_u[v]))``, and both factors are computed
+    once, per frame and per context.
+
+    Args:
+        model: the model, in evaluation mode.
+        encoded: ``(B, T, D)`` encoder frames.
+        lengths: ``(B,)`` frames of each utterance.
+        lm_scale: μ, weight of the vocabulary predictor while decoding.
+        top: candidate tokens per frame, chosen by the acoustic score; all of V when it is not smaller.
+        contexts: the predictor's contexts, when they are shared with a class grammar.
+    """
+
+    def __init__(
+        self,
+        model: FactorizedTransducer,
+        encoded: Tensor,
+        lengths: Tensor,
+        lm_scale: float = 1.0,
+        top: int = 32,
+        contexts: ContextStore | None = None,
+    ) -> None:
+        self.num_tokens = model.num_tokens
+        self.lengths = lengths
+        self.lm_scale = lm_scale
+        self.contexts = contexts or model.predictor.contexts()
+        acoustic = model.acoustic_logits(encoded).float()
+        self._peak = acoustic.amax(-1)  # (B, T)
+        self._heard = (acoustic - self._peak[..., None]).exp()  # (B, T, V)
+        self.evidence, self.tokens = acoustic.topk(min(top, self.num_tokens), dim=-1)
+        self._frame = model.blank_frame(encoded).float()  # (B, T, H)
+        self._predictor = model.blank_predictor
+        self._output = model.blank_output
+        self._expected = Rows((self.num_tokens,), torch.float32, encoded.device)  # exp(μ ℓ) by context
+        self._blank = Rows((self._frame.shape[-1],), torch.float32, encoded.device)  # g by context
+
+    def start(self) -> Tensor:
+        """The empty context of each utterance ``(B,)``."""
+        return self.contexts.start(len(self.lengths))
+
+    def score(self, frame: int, state: Tensor) -> FrameScores:
+        """See ``FrameSynchronous.score``."""
+        if len(self._expected.data) < len(self.contexts):
+            self._follow()
+        hidden = torch.tanh(self._blank.data[state] + self._frame[:, frame, None])
+        blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K)
+        total = torch.bmm(self._expected.data[state], self._heard[:, frame, :, None]).squeeze(-1)
+        labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[:, frame, None]
+        normaliser = torch.logaddexp(blank, labels)
+        tokens = self.tokens[:, frame, None].expand(-1, state.shape[1], -1)
+        return FrameScores(
+            blank_logp=blank - normaliser,
+            label=self.evidence[:, frame, None] - normaliser[..., None],
+            lm_logp=self.contexts.score(state).gather(-1, tokens),
+        )
+
+    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """See ``FrameSynchronous.advance``."""
+        return self.contexts.advance(state, tokens)
+
+    def _follow(self) -> None:
+        """Compute this emitter's part of the contexts that were added since the last call."""
+        rows = torch.arange(len(self._expected.data), len(self.contexts), device=self._frame.device)
+        self._expected.append((self.lm_scale * self.contexts.score(rows)[:, : self.num_tokens]).exp())
+        last: list[Tensor] = []
+        for _ in range(self._predictor.context):
+            rows, token = self.contexts.origin(rows)
+            # Neither "no token" nor a class tag is a surface token.
+            last.insert(0, torch.where((token < 0) | (token > self.num_tokens), self.num_tokens, token))
+        self._blank.append(self._predictor.look_up(torch.stack(last, dim=-1)).float())

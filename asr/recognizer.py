@@ -1,0 +1,315 @@
+"""The Python API: load a model folder, transcribe recordings, with or without lists of names.
+
+    recognizer = Recognizer.load("exp/model")
+    result = recognizer.transcribe("call.wav", entities={"contact": ["John Smith", "Maja Novak"]})
+    print(result.text, result.entities)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast, overload
+
+import torch
+from torch import Tensor
+
+from asr.audio import as_samples, audio_info, read_segments
+from asr.bundle import Bundle, check_tensors, load_bundle
+from asr.decoding_config import DecodingConfig
+from asr.families import Family, load_family
+from asr.features import FeatureConfig, fbank
+from asr.rendering import Renderer, join_segments
+from decoding.class_status import ClassGrammar
+from decoding.entity_graph import EntityGraph
+from decoding.frame_sync import BeamSearch
+from decoding.phrase_boost import BoostGraph, PhraseBoost
+from decoding.result import Hypothesis, Transcript
+from decoding.scorer import Scorer
+from decoding.trace import RawHypothesis
+from lm.classes import EncodedCatalog, EncodingReport, EntityCatalog, encode_catalog
+from lm.config import build_config
+from lm.errors import AudioError, VocativeError
+from lm.prefix_tree import PrefixTree
+from lm.tokenizer import Tokenizer
+
+Entities: TypeAlias = Mapping[str, Sequence[Any]] | EntityCatalog | str | Path | None
+Audio: TypeAlias = Any  # a path, or an array or tensor of samples
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """One set of entity lists, ready to search with."""
+
+    encoded: EncodedCatalog
+    tree: PrefixTree
+    boost: BoostGraph | None
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A piece of recording ``owner``, with the lists that apply to it."""
+
+    owner: int
+    start_s: float
+    duration_s: float
+    features: Tensor
+    lists: _Lists | None
+
+
+class Recognizer:
+    """A model, ready to transcribe. Make one with ``load``; it may be used for any number of calls.
+
+    Args:
+        family: model family with its weights loaded.
+        tokenizer: its tokenizer.
+        features: its acoustic features.
+        decoding: default settings of the search.
+    """
+
+    def __init__(
+        self, family: Family, tokenizer: Tokenizer, features: FeatureConfig, decoding: DecodingConfig | None = None
+    ) -> None:
+        self.family = family
+        self.tokenizer = tokenizer
+        self.features = features
+        self.decoding = decoding or DecodingConfig()
+        self._lists: dict[tuple[str, DecodingConfig], _Lists] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> Recognizer:
+        """Load a model folder; nothing in it is executed.
+
+        Raises:
+            BundleError: the folder is incomplete, damaged, unsafe, or not such a model.
+        """
+        return cls.from_bundle(load_bundle(folder), device)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, device: str = "cpu") -> Recognizer:
+        """Build from a bundle that was read already."""
+        config, source = bundle.config, str(bundle.folder / "config.yaml")
+        tokenizer = Tokenizer.load(bundle.tokenizer_path)
+        family = load_family(config["family"], config.get("model", {}), tokenizer, source)
+        shapes = {name: tuple(t.shape) for name, t in family.model.state_dict().items()}
+        check_tensors(shapes, bundle.tensors, bundle.folder)
+        family.model.load_state_dict(bundle.tensors)
+        family.model.to(device).eval()
+        features = build_config(FeatureConfig, config.get("features", {}), f"{source}, features")
+        decoding = build_config(DecodingConfig, config.get("decoding", {}), f"{source}, decoding")
+        return cls(family, tokenizer, features, decoding)
+
+    @overload
+    def transcribe(
+        self, audio: list[Any], *, entities: Entities | Sequence[Entities] = ..., sample_rate: int = ...,
+        options: DecodingConfig | None = ...,
+    ) -> list[Transcript]: ...  # fmt: skip
+
+    @overload
+    def transcribe(
+        self, audio: Audio, *, entities: Entities | Sequence[Entities] = ..., sample_rate: int = ...,
+        options: DecodingConfig | None = ...,
+    ) -> Transcript: ...  # fmt: skip
+
+    def transcribe(
+        self,
+        audio: Audio | list[Any],
+        *,
+        entities: Entities | Sequence[Entities] = None,
+        sample_rate: int = 16000,
+        options: DecodingConfig | None = None,
+    ) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them.
+
+        Args:
+            audio: path of a recording, or its samples as array or tensor; or a list of these.
+            entities: names by class, as a mapping, a catalog or the path of a list; a sequence gives each
+                recording its own.
+            sample_rate: of samples given as arrays.
+            options: settings for this call in place of the model's.
+
+        Raises:
+            AudioError, EntityListError: what is wrong with a recording or a list, in one line.
+        """
+        many = isinstance(audio, list)
+        items = cast("list[Any]", audio) if many else [audio]
+        each = list(entities) if isinstance(entities, (list, tuple)) else [entities] * len(items)
+        if len(each) != len(items):
+            raise VocativeError(
+                f"{len(each)} sets of entities for {len(items)} recordings", "one for each", "match the lists"
+            )
+        found = []
+        for _, result in self._run(items, [self.catalog(e) for e in each], sample_rate, options, batch_s=60.0):
+            if isinstance(result, VocativeError):
+                raise result
+            found.append(result)
+        return found if many else found[0]
+
+    def transcribe_many(
+        self,
+        paths: Sequence[Path],
+        *,
+        entities: EntityCatalog | None = None,
+        batch_s: float = 60.0,
+        options: DecodingConfig | None = None,
+    ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
+        """Transcribe many recordings, each given back in order as soon as its batch is done.
+
+        What is wrong with one recording is given back in its place; the others go on.
+        """
+        for index, result in self._run(list(paths), [entities] * len(paths), 16000, options, batch_s):
+            yield paths[index], result
+
+    def report(self, entities: Entities) -> EncodingReport:
+        """What the model makes of each entry of the lists.
+
+        Raises:
+            EntityListError: a class the model does not know, or one without a usable entry.
+        """
+        return encode_catalog(self.catalog(entities) or EntityCatalog.empty(), self.tokenizer).report
+
+    def catalog(self, entities: Entities) -> EntityCatalog | None:
+        """The lists as a catalog; None where there is none."""
+        if entities is None or isinstance(entities, EntityCatalog):
+            return entities or None
+        if isinstance(entities, (str, Path)):
+            return EntityCatalog.load(entities) or None
+        return EntityCatalog.from_mapping(entities) or None
+
+    def _run(
+        self,
+        items: Sequence[Any],
+        catalogs: Sequence[EntityCatalog | None],
+        sample_rate: int,
+        options: DecodingConfig | None,
+        batch_s: float,
+    ) -> Iterator[tuple[int, Transcript | VocativeError]]:
+        """Results in order; recordings are read ahead until a batch is full."""
+        options = options or self.decoding
+        lists = [self._prepare(catalog, options) for catalog in catalogs]
+        waiting: list[_Segment] = []
+        errors: dict[int, VocativeError] = {}
+        first = 0
+        for index, item in enumerate(items):
+            try:
+                pieces = list(self._segments(index, item, sample_rate, options, lists[index]))
+            except VocativeError as error:
+                errors[index] = error
+                pieces = []
+            waiting.extend(pieces)
+            if sum(s.duration_s for s in waiting) >= batch_s or index + 1 == len(items):
+                yield from self._results(range(first, index + 1), items, waiting, errors, options, batch_s)
+                waiting, errors, first = [], {}, index + 1
+
+    def _segments(
+        self, owner: int, item: Any, sample_rate: int, options: DecodingConfig, lists: _Lists | None
+    ) -> Iterator[_Segment]:
+        rate = self.features.sample_rate
+        if isinstance(item, (str, Path)):
+            pieces = read_segments(Path(item), options.segment_s, rate)
+        else:
+            samples = as_samples(item, sample_rate, rate)
+            length = int(options.segment_s * rate)
+            pieces = iter([(s / rate, samples[s : s + length]) for s in range(0, len(samples), length)])
+        for start_s, samples in pieces:
+            features = fbank(torch.from_numpy(samples), self.features)
+            yield _Segment(owner, start_s, len(samples) / rate, features, lists)
+
+    def _results(
+        self,
+        owners: range,
+        items: Sequence[Any],
+        segments: list[_Segment],
+        errors: Mapping[int, VocativeError],
+        options: DecodingConfig,
+        batch_s: float,
+    ) -> Iterator[tuple[int, Transcript | VocativeError]]:
+        found: dict[int, list[tuple[float, tuple[Hypothesis, ...]]]] = {}
+        for batch in _batches(segments, batch_s):
+            for segment, nbest in zip(batch, self._decode(batch, options), strict=True):
+                found.setdefault(segment.owner, []).append((segment.start_s, nbest))
+        for owner in owners:
+            if owner in errors:
+                yield owner, errors[owner]
+                continue
+            item = items[owner]
+            name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{owner}"
+            duration_s = sum(s.duration_s for s in segments if s.owner == owner)
+            parts = [nbest for _, nbest in sorted(found[owner], key=lambda part: part[0])]
+            yield owner, join_segments(name, round(duration_s, 3), parts)
+
+    @torch.no_grad()
+    def _decode(self, batch: Sequence[_Segment], options: DecodingConfig) -> list[tuple[Hypothesis, ...]]:
+        """N-best lists of a batch of segments."""
+        lengths = torch.tensor([len(s.features) for s in batch])
+        features = torch.nn.utils.rnn.pad_sequence([s.features.float() for s in batch], batch_first=True)
+        emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
+        lists = [s.lists for s in batch]
+        grammar = self._grammar(emitter, lists, options)
+        search = BeamSearch(emitter, options.search, grammar, self._scorers(lists, options))
+        frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
+        results = []
+        for segment, nbest in zip(batch, search.run(), strict=True):
+            catalog = segment.lists.encoded.catalog if segment.lists else None
+            graph: EntityGraph | None = grammar.graph if grammar else None
+            renderer = Renderer(self.tokenizer, frame_s, segment.start_s, segment.duration_s, graph, catalog)
+            results.append(renderer.hypotheses(nbest or [EMPTY]))
+        return results
+
+    def _grammar(
+        self, emitter: Any, lists: Sequence[_Lists | None], options: DecodingConfig
+    ) -> ClassGrammar | None:
+        if options.biasing != "classes" or not any(lists):
+            return None
+        nothing = PrefixTree.empty(self.tokenizer.vocab_size, self.tokenizer.num_classes)
+        trees = [one.tree if one else nothing for one in lists]
+        starts_word = torch.from_numpy(self.tokenizer.starts_word)
+        return ClassGrammar(emitter.contexts, starts_word, trees, options.class_bonus)
+
+    def _scorers(self, lists: Sequence[_Lists | None], options: DecodingConfig) -> list[Scorer]:
+        if options.biasing != "phrases" or not any(lists):
+            return []
+        nothing = BoostGraph.build([], self.tokenizer.vocab_size)
+        graphs = [one.boost if one and one.boost else nothing for one in lists]
+        return [PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases")]
+
+    def _prepare(self, catalog: EntityCatalog | None, options: DecodingConfig) -> _Lists | None:
+        """Encode and compile lists; lists used before are found again."""
+        if catalog is None or options.biasing == "none":
+            return None
+        key = (catalog.fingerprint(), options)
+        if key not in self._lists:
+            encoded = encode_catalog(catalog, self.tokenizer)
+            vocab, classes = self.tokenizer.vocab_size, self.tokenizer.num_classes
+            boost = None
+            if options.biasing == "phrases":
+                phrases = [
+                    (kind.tokens[a:b].tolist(), 1.0)
+                    for kind in encoded.classes
+                    for a, b in zip(kind.offsets[:-1], kind.offsets[1:], strict=True)
+                ]
+                boost = BoostGraph.build(phrases, vocab)
+            if len(self._lists) >= MAX_LISTS:
+                self._lists.pop(next(iter(self._lists)))
+            self._lists[key] = _Lists(encoded, PrefixTree.build(encoded, vocab, classes), boost)
+        return self._lists[key]
+
+
+MAX_LISTS = 64
+"""Compiled sets of entity lists that a recognizer keeps."""
+
+EMPTY = RawHypothesis((), (), (), 0.0, {}, ())
+"""Stands in where no hypothesis was left."""
+
+
+def _batches(segments: Sequence[_Segment], batch_s: float) -> Iterator[list[_Segment]]:
+    """Segments of similar length together, at most ``batch_s`` of padded audio in a batch."""
+    batch: list[_Segment] = []
+    for segment in sorted(segments, key=lambda s: (s.duration_s, s.owner, s.start_s)):
+        if batch and segment.duration_s * (len(batch) + 1) > batch_s:
+            yield batch
+            batch = []
+        batch.append(segment)
+    if batch:
+        yield batch

@@ -1,0 +1,124 @@
+"""From what a user names (files, folders, globs, Kaldi lists, standard input) to recordings with unique ids."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm.errors import DataError
+
+EXTENSIONS = frozenset(".wav .flac .ogg .oga .opus .mp3 .m4a .aac .aif .aiff .au .sph .wv .webm".split())
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording: ``id`` names its results (it may hold ``/``); ``path`` is as the user gave it."""
+
+    id: str
+    path: Path
+
+
+def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Recording]:
+    """Find the recordings that ``inputs`` name, in that order, each once.
+
+    Args:
+        inputs: audio files, folders (searched to the bottom, sorted), glob patterns, ``.scp`` Kaldi lists, or ``-``.
+        stdin: lines to read for ``-``, one path each.
+
+    Returns:
+        Recordings whose ids are unique: the stem of the file, with as many parent folders as tell files of
+        one stem apart. A Kaldi list brings its own ids.
+
+    Raises:
+        DataError: an input names nothing, a list is malformed, or two recordings would share an id.
+    """
+    paths: list[Path] = []
+    listed: list[Recording] = []
+    for text in inputs:
+        if text == "-":
+            paths += [Path(line.rstrip("\r\n")) for line in stdin if line.strip()]
+        elif text.lower().endswith(".scp"):
+            listed += read_scp(Path(text))
+        else:
+            paths += _expand(text)
+    unique = list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
+    recordings = [Recording(name, path) for name, path in zip(_name(unique), unique, strict=True)] + listed
+    if not recordings:
+        raise DataError("no recordings on standard input", "one path a line", "check the command that lists them")
+    counts = Counter(recording.id for recording in recordings)
+    twice = next((r for r in recordings if counts[r.id] > 1), None)
+    if twice is not None:
+        raise DataError(f"two recordings with the id {twice.id!r}", "ids that differ", "rename one of the two")
+    return recordings
+
+
+def read_scp(path: Path) -> list[Recording]:
+    """Read a Kaldi ``wav.scp``: ``id path`` a line; commands and archive offsets are refused."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", "a Kaldi wav.scp", "check the path") from None
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, rest = line.strip().partition(" ")
+        audio, where = rest.strip(), f"{path} line {number}"
+        if not audio:
+            raise DataError(f"{where}: {line.strip()!r}", "'id path'", "add the path")
+        if audio.endswith("|") or re.search(r"\.ark:\d+$", audio):
+            fix = "write the audio to files and list those"
+            raise DataError(f"{where}: {audio!r} is a command or an archive", "the path of a file", fix)
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{where}: id {name!r}", "an id that can name a result file", "rename it")
+        recordings.append(Recording(name, Path(audio)))
+    if not recordings:
+        raise DataError(f"{path} is empty", "'id path' lines", "check the list")
+    return recordings
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        found = _walk(path)
+        if not found:
+            known = " ".join(sorted(EXTENSIONS))
+            raise DataError(f"folder {text} holds no audio", f"files ending in {known}", "check the folder")
+        return found
+    if not path.exists() and glob.has_magic(text):
+        found = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+        if not found:
+            raise DataError(f"pattern {text!r} matches no file", "a pattern that matches", "check it")
+        return found
+    return [path]
+
+
+def _walk(folder: Path) -> list[Path]:
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+    )
+
+
+def _name(paths: Sequence[Path]) -> list[str]:
+    """The shortest tail of each path that is no other's; files of one folder and stem keep their suffix."""
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    stems = Counter((path.parent, path.stem) for path in whole)
+    parts = [(*p.parts[1:-1], p.name if stems[p.parent, p.stem] > 1 else p.stem) for p in whole]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(tail[-d:]) for tail, d in zip(parts, depth, strict=True)]
+        counts = Counter(names)
+        clash = [i for i, name in enumerate(names) if counts[name] > 1 and depth[i] < len(parts[i])]
+        if not clash:
+            # A tab or a newline in a file name would break the line its result is printed on.
+            return [re.sub(r"[\x00-\x1f\x7f]", "_", name) for name in names]
+        for i in clash:
+            depth[i] += 1

@@ -1,0 +1,43 @@
+"""Configuration of a training run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from asr.augment import SpecAugmentConfig
+from lm.config import Config
+
+
+class TrainingConfig(Config):
+    """How a model is trained; what is trained is the family's configuration."""
+
+    epochs: int = Field(40, ge=1)
+    """Passes over the training data."""
+    batch_s: float = Field(80.0, gt=0)
+    """Seconds of speech in a batch."""
+    peak_lr: float = Field(2e-3, gt=0)
+    """Learning rate after warm-up (AdamW)."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    final_lr: float = Field(0.02, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak; a half cosine leads there."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay on matrices."""
+    clip_norm: float = Field(5.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the matrix products; losses are always computed in fp32."""
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Speed factors, one drawn for each utterance and epoch."""
+    spec_augment: SpecAugmentConfig = SpecAugmentConfig()
+    """Masking of features."""
+    average: int = Field(10, ge=1)
+    """The final model is the mean of the weights after each of the last so many epochs."""
+    checkpoint_s: float = Field(120.0, gt=0)
+    """Seconds between checkpoints inside an epoch; one is also written after each epoch."""
+    seed: int = 0
+    """Seed of initial weights, batches, augmentation and dropout."""
+    threads: int = Field(2, ge=1)
+    """CPU threads."""

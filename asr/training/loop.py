@@ -1,0 +1,230 @@
+"""The training loop: any family, exact resume, nothing lost to an interruption.
+
+Every random choice of update n (dropout, masks, speeds, tags) is drawn from a generator seeded by (seed, n), and
+the batches of an epoch by (seed, epoch). So a run that was stopped anywhere and resumed makes the same updates
+as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from asr.augment import spec_augment
+from asr.data.batches import BatchPlan, FeatureLoader
+from asr.data.examples import Batch, Example, make_batch
+from asr.training.average import average_epochs
+from asr.training.checkpoint import CheckpointStore, Progress, save_tensors
+from asr.training.config import TrainingConfig
+from asr.training.schedule import learning_rate
+from lm.errors import DataError, VocativeError
+
+MAX_BAD_UPDATES = 20
+"""So many updates without a finite gradient in a row end the training."""
+
+
+class Interrupted(VocativeError):
+    """Training was stopped by a signal after its state was saved."""
+
+
+class Trainable(Protocol):
+    """What the loop asks of a model family."""
+
+    def losses(self, batch: Batch, config: Any) -> dict[str, Tensor]:
+        """Parts of the objective by name, ``total`` being what is minimised."""
+        ...
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        model: a family's model; its ``losses`` gives the objective.
+        loss_config: handed to ``losses``; must have ``class_rate``.
+        config: the training's own settings.
+        examples: transcripts by utterance id, for training and validation.
+        train: batches of training utterance ids by epoch.
+        valid: batches of validation utterance ids.
+        loader: features by utterance id.
+        num_tokens: V.
+        folder: checkpoints, weights after each epoch, ``log.jsonl`` and TensorBoard files are written here.
+        fingerprint: identifies everything above, so that only this run's own checkpoints are continued.
+        device: where to train.
+        on_step: called after each update with (updates done, updates in all, loss).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_config: Any,
+        config: TrainingConfig,
+        examples: Mapping[str, Example],
+        train: BatchPlan,
+        valid: Sequence[Sequence[str]],
+        loader: FeatureLoader,
+        num_tokens: int,
+        folder: Path,
+        fingerprint: str,
+        device: str = "cpu",
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        self.model = model.to(device)
+        self.loss_config = loss_config
+        self.config = config
+        self.examples = examples
+        self.train = train
+        self.valid = valid
+        self.loader = loader
+        self.num_tokens = num_tokens
+        self.folder = folder
+        self.device = torch.device(device)
+        self.on_step = on_step
+        self.optimizer = _optimizer(model, config)
+        self.store = CheckpointStore(folder / "checkpoints", fingerprint)
+        self.steps = sum(len(train.epoch(e)) for e in range(config.epochs))
+        self._stop = False
+        self._bad = 0
+        self._saved_at = time.monotonic()
+
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end and return the averaged weights; continues where an earlier run was stopped."""
+        progress = self.store.restore(self.model, self.optimizer) or Progress()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._signals():
+            for epoch in range(progress.epoch, self.config.epochs):
+                first = progress.batch if epoch == progress.epoch else 0
+                progress = self._epoch(epoch, first, progress.step)
+        return average_epochs(self.folder, self.config.epochs, self.config.average)
+
+    def _epoch(self, epoch: int, first: int, step: int) -> Progress:
+        batches = self.train.epoch(epoch)
+        sums: dict[str, float] = {}
+        began = time.monotonic()
+        for index in range(first, len(batches)):
+            for name, value in self._update(batches[index], step).items():
+                sums[name] = sums.get(name, 0.0) + value
+            step += 1
+            if self.on_step:
+                self.on_step(step, self.steps, sums["total"] / (index + 1 - first))
+            due = time.monotonic() - self._saved_at > self.config.checkpoint_s
+            if self._stop or (due and index + 1 < len(batches)):
+                self._save(Progress(epoch, index + 1, step))
+        trained = {name: total / max(1, len(batches) - first) for name, total in sums.items()}
+        self._log(epoch, step, trained, self.validate(), time.monotonic() - began)
+        save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", self.model.state_dict())
+        (self.folder / f"epoch-{epoch - self.config.average:04d}.safetensors").unlink(missing_ok=True)
+        progress = Progress(epoch + 1, 0, step)
+        self._save(progress)
+        return progress
+
+    def _update(self, ids: Sequence[str], step: int) -> dict[str, float]:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        self.model.train()
+        batch = self._batch(ids, generator, training=True).to(self.device)
+        parts = self._losses(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(parts["total"])
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        if not torch.isfinite(norm):
+            self._skip(ids)
+            return {name: 0.0 for name in parts}
+        self._bad = 0
+        rate = learning_rate(step, self.steps, config.peak_lr, config.warmup, config.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return {name: float(value) for name, value in parts.items()}
+
+    def _skip(self, ids: Sequence[str]) -> None:
+        self._bad += 1
+        if self._bad >= MAX_BAD_UPDATES:
+            raise DataError(
+                f"{self._bad} updates in a row had no finite gradient (last batch: {', '.join(ids[:3])} …)",
+                "finite losses",
+                "lower training.peak_lr, use training.precision=fp32, or look at these recordings",
+            )
+
+    def _batch(self, ids: Sequence[str], generator: torch.Generator, training: bool) -> Batch:
+        speeds = self.config.speeds if training else (1.0,)
+        drawn = torch.randint(len(speeds), (len(ids),), generator=generator).tolist()
+        features, lengths = self.loader.collate([self.loader.load(i, speeds[s]) for i, s in zip(ids, drawn, strict=True)])
+        if training:
+            features = spec_augment(features, lengths, self.config.spec_augment, generator)
+        rate = self.loss_config.class_rate
+        examples = [self.examples[i] for i in ids]
+        return make_batch(features, lengths, examples, self.num_tokens, rate, generator)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            parts: dict[str, Tensor] = self.model.losses(batch, self.loss_config)  # type: ignore[operator]
+        return parts
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss parts over the validation batches, each utterance as it is."""
+        self.model.eval()
+        sums: dict[str, float] = {}
+        for ids in self.valid:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            batch = self._batch(ids, generator, training=False).to(self.device)
+            for name, value in self._losses(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(self.valid)
+        return sums
+
+    def _save(self, progress: Progress) -> None:
+        self.store.save(self.model, self.optimizer, progress)
+        self._saved_at = time.monotonic()
+        if self._stop:
+            raise Interrupted(
+                f"stopped after {progress.step} of {self.steps} updates",
+                "a finished training",
+                "run the same command again: it continues from there",
+            )
+
+    def _log(self, epoch: int, step: int, train: dict[str, float], valid: dict[str, float], took_s: float) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        row = {"epoch": epoch, "step": step, "train": train, "valid": valid, "seconds": round(took_s, 2)}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        writer = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        for split, parts in (("train", train), ("valid", valid)):
+            for name, value in parts.items():
+                writer.add_scalar(f"{name}/{split}", value, step)  # type: ignore[no-untyped-call]
+        writer.close()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM let the current update finish, then save and stop."""
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            self._stop = True
+
+        try:
+            before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever runs this one handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.98))

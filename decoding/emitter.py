@@ -1,0 +1,56 @@
+"""What a model family offers to a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FrameScores:
+    """Scores of one frame for every hypothesis of a beam, natural logs.
+
+    Attributes:
+        blank_logp: ``(B, K)``.
+        label: ``(B, K, k)`` scores of the frame's candidate tokens without any language model's part.
+        lm_logp: ``(B, K, k)`` the model's own language model's part, not yet scaled; None when it has none.
+            A class grammar replaces it; otherwise the search adds ``lm_scale`` times it.
+    """
+
+    blank_logp: Tensor
+    label: Tensor
+    lm_logp: Tensor | None
+
+
+class FrameSynchronous(Protocol):
+    """A family whose hypotheses move through the frames together: CTC, RNN-T, FNT, TAED.
+
+    Like a ``Scorer``, it keeps one integer of state per hypothesis.
+
+    Attributes:
+        num_tokens: V.
+        lengths: ``(B,)`` encoder frames of each utterance.
+        tokens: ``(B, T, k)`` candidate tokens of each frame, best first; k = V when nothing is left out.
+        evidence: ``(B, T, k)`` how well each candidate fits its frame, whatever the hypothesis.
+        lm_scale: weight of ``FrameScores.lm_logp``.
+    """
+
+    num_tokens: int
+    lengths: Tensor
+    tokens: Tensor
+    evidence: Tensor
+    lm_scale: float
+
+    def start(self) -> Tensor:
+        """First state of each utterance ``(B,)`` int64."""
+        ...
+
+    def score(self, frame: int, state: Tensor) -> FrameScores:
+        """Scores at ``frame`` after the states ``(B, K)``."""
+        ...
+
+    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """States ``(M,)`` after each of ``tokens`` ``(M,)``."""
+        ...

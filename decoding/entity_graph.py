@@ -1,0 +1,65 @@
+"""The entity lists of a batch as one flat graph: each utterance may have its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lm.prefix_tree import PrefixTree
+
+
+class EntityGraph:
+    """Prefix trees of several utterances in one arena of nodes; equal trees are stored once.
+
+    Attributes:
+        end_logp: ``(nodes,)`` log P(END | node), -inf where no entry ends.
+        has_children: ``(nodes,)``.
+        node_class: ``(nodes,)`` class index.
+        root_logp: ``(B, C, V)`` log P(v | root of the class), -inf where no entry starts with v.
+        root_target: ``(B, C, V)`` node reached, -1 where none.
+        active: ``(B, C)`` classes that have entries.
+    """
+
+    def __init__(self, trees: Sequence[PrefixTree], device: torch.device) -> None:
+        unique = list({id(tree): tree for tree in trees}.values())
+        place = {id(tree): number for number, tree in enumerate(unique)}
+        sizes = torch.tensor([tree.num_nodes for tree in unique])
+        offsets = (sizes.cumsum(0) - sizes).tolist()
+        self._trees, self._offsets = unique, offsets
+        self._vocab = unique[0].root_logp.shape[1]
+
+        def join(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts).to(device)
+
+        self._key = join([t.arc_key + o * self._vocab for t, o in zip(unique, offsets, strict=True)])
+        self._target = join([t.arc_target + o for t, o in zip(unique, offsets, strict=True)])
+        self._logp = join([t.arc_logp for t in unique])
+        # One spare node, so that look-ups at "no node" stay in range when all lists are empty.
+        self.end_logp = join([*(t.end_logp for t in unique), torch.tensor([-torch.inf])])
+        self.has_children = join([*(t.has_children for t in unique), torch.tensor([False])])
+        self.node_class = join([*(t.node_class for t in unique), torch.tensor([0])])
+        graph = torch.tensor([place[id(tree)] for tree in trees])
+        self.root_logp = torch.stack([t.root_logp for t in unique])[graph].to(device)
+        shifted = [torch.where(t.root_target < 0, -1, t.root_target + o) for t, o in zip(unique, offsets, strict=True)]
+        self.root_target = torch.stack(shifted)[graph].to(device)
+        self.active = (self.root_target >= 0).any(-1)
+
+    def child(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Target node and log P(token | node) for ``nodes`` and ``tokens`` of one shape; (-1, -inf) where absent.
+
+        Negative nodes have no children.
+        """
+        if not len(self._key):
+            return torch.full_like(nodes, -1), torch.full(nodes.shape, -torch.inf, device=nodes.device)
+        keys = nodes * self._vocab + tokens
+        place = torch.searchsorted(self._key, keys).clamp_max(len(self._key) - 1)
+        found = (self._key[place] == keys) & (nodes >= 0)
+        return torch.where(found, self._target[place], -1), torch.where(found, self._logp[place], -torch.inf)
+
+    def entries(self, node: int) -> tuple[int, list[tuple[int, int, float]]]:
+        """Class index and entries (class, entry, weight) that end at ``node``."""
+        number = max(i for i, offset in enumerate(self._offsets) if offset <= node)
+        found = self._trees[number].entries_at(node - self._offsets[number])
+        return int(self.node_class[node]), found

@@ -1,0 +1,38 @@
+"""Greedy search over a batch: the best symbol at every step, no lists, no scorers."""
+
+from __future__ import annotations
+
+import torch
+
+from decoding.emitter import FrameSynchronous
+
+
+@torch.no_grad()
+def greedy_search(emitter: FrameSynchronous, max_symbols_per_frame: int = 1) -> list[tuple[list[int], list[int]]]:
+    """Tokens and their frames for each utterance; what a beam of one finds."""
+    state = emitter.start()[:, None]
+    emitted = []
+    lengths = emitter.lengths
+    for frame in range(int(lengths.max())):
+        open_ = frame < lengths
+        tokens = emitter.tokens[:, frame]
+        for _ in range(max_symbols_per_frame):
+            scores = emitter.score(frame, state)
+            label = scores.label[:, 0]
+            if scores.lm_logp is not None:
+                label = label + emitter.lm_scale * scores.lm_logp[:, 0]
+            best, place = label.max(-1)
+            taken = open_ & (best > scores.blank_logp[:, 0])
+            rows = taken.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            token = tokens[rows, place[rows]]
+            state[rows, 0] = emitter.advance(state[rows, 0], token)
+            emitted.append((frame, rows, token))
+            open_ = taken
+    result: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(lengths))]
+    for frame, rows, token in emitted:
+        for row, one in zip(rows.tolist(), token.tolist(), strict=True):
+            result[row][0].append(one)
+            result[row][1].append(frame)
+    return result

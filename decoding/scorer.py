@@ -1,0 +1,39 @@
+"""The protocol of every knowledge source that a search may stack.
+
+A scorer's state is ONE integer per hypothesis: the id of a node (an LM context, a trie node, an automaton state)
+in tables that the scorer keeps. So a search can gather, merge and prune hypotheses without knowing any scorer,
+and re-ordering a beam costs one index operation whatever the scorer remembers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores label candidates of hypotheses; blank is never scored.
+
+    ``name`` labels its part in ``Hypothesis.scores``; ``weight`` multiplies what it returns.
+    """
+
+    name: str
+    weight: float
+
+    def start(self, utterances: int) -> Tensor:
+        """First state of each utterance, ``(B,)`` int64."""
+        ...
+
+    def score(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """Natural-log scores ``(N, k)`` of ``tokens`` ``(N, k)`` after ``state`` ``(N,)``."""
+        ...
+
+    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """State ``(M,)`` after the token ``(M,)`` was appended to ``state`` ``(M,)``."""
+        ...
+
+    def finish(self, state: Tensor) -> Tensor:
+        """Score ``(N,)`` added when the utterance ends in ``state`` ``(N,)``."""
+        ...

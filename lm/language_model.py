@@ -1,0 +1,136 @@
+"""What every language model offers: parallel scores for training, integer contexts for search.
+
+A language model works on the V surface tokens and the C class tags of one tokenizer (ids ``0..V-1`` and
+``V..V+C-1``); it has neither blank nor end-of-sentence, as the vocabulary predictor of a factorized transducer
+must not (METHODS 1a). In a search every context that has been scored is a row of a ``ContextStore``, and a
+hypothesis remembers it by its number. So ``start / score / advance`` are table look-ups wherever a context was
+seen before, ``select`` is plain indexing, and states are shared between beams, utterances and scorers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class LanguageModel(nn.Module, ABC):
+    """Base of the language models.
+
+    Args:
+        num_tokens: V, surface tokens.
+        num_classes: C, class tags that may stand for an entity.
+    """
+
+    def __init__(self, num_tokens: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.num_classes = num_classes
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the scores: V + C."""
+        return self.num_tokens + self.num_classes
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(B, U + 1, V + C)``; row u scores the token that follows the first u of ``tokens`` ``(B, U)``."""
+
+    @abstractmethod
+    def contexts(self) -> ContextStore:
+        """A fresh store of contexts for one search."""
+
+    def score_text(self, tokens: Tensor) -> Tensor:
+        """Log probability ``(B, U)`` of each of ``tokens`` ``(B, U)`` over V + C; padding may hold any valid id."""
+        logp = self(tokens)[:, :-1].float().log_softmax(-1)
+        return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+class ContextStore(ABC):
+    """Contexts of one language model as rows of tables; row 0 is the empty context.
+
+    Subclasses implement ``_extend``, which computes rows that are new; everything else is bookkeeping.
+    """
+
+    def __init__(self, num_tokens: int, num_classes: int, device: torch.device) -> None:
+        self.num_tokens = num_tokens
+        self.device = device
+        width = num_tokens + num_classes
+        self._child = Rows((width,), torch.int32, device, fill=-1)
+        self._logits = Rows((width,), torch.float32, device)
+        self._origin = Rows((2,), torch.long, device, fill=-1)
+
+    @abstractmethod
+    def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        """Compute and store the contexts ``parents ⊕ tokens`` ``(M,)``; return their logits ``(M, V + C)``."""
+
+    def __len__(self) -> int:
+        """Contexts stored so far."""
+        return len(self._logits.data)
+
+    def origin(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """Parents and last tokens of ``contexts``; the empty context is its own parent and has token -1."""
+        parent, token = self._origin.data[contexts].unbind(-1)
+        return parent.clamp_min(0), token
+
+    def start(self, utterances: int) -> Tensor:
+        """The empty context for each utterance ``(B,)``."""
+        return torch.zeros(utterances, dtype=torch.long, device=self.device)
+
+    def score(self, contexts: Tensor) -> Tensor:
+        """Log probabilities ``(..., V + C)``, the surface part normalised over V alone.
+
+        The last C columns are the tags' log odds against all surface tokens together, so that any set of
+        active classes is normalised by adding its odds to one (see ``ClassLM``).
+        """
+        return self._logits.data[contexts]
+
+    def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """Rows ``(M,)`` of ``contexts ⊕ tokens``, each computed once in the life of the store."""
+        children = self._child.data[contexts, tokens]
+        missing = (children < 0).nonzero().squeeze(1)
+        if missing.numel():
+            width = self._child.data.shape[1]
+            keys, inverse = torch.unique(contexts[missing] * width + tokens[missing], return_inverse=True)
+            parents, labels = keys // width, keys % width
+            first = self._append(self._extend(parents, labels))
+            self._origin.data[first:] = torch.stack((parents, labels), dim=-1)
+            rows = torch.arange(first, first + len(keys), device=self.device)
+            self._child.data[parents, labels] = rows.int()
+            children[missing] = rows.int()[inverse]
+        return children.long()
+
+    def _append(self, logits: Tensor) -> int:
+        """Store normalised rows for ``logits`` ``(M, V + C)``; returns the first new row."""
+        logits = logits.float()
+        total = logits[:, : self.num_tokens].logsumexp(-1, keepdim=True)
+        self._child.grow(len(logits))
+        self._origin.grow(len(logits))
+        return self._logits.append(logits - total)
+
+
+class Rows:
+    """A table that grows by doubling: ``data`` is the view of all rows in use, ``(rows, *shape)``."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: float = 0) -> None:
+        self._fill = fill
+        self._buffer = torch.full((64, *shape), fill, dtype=dtype, device=device)
+        self.data = self._buffer[:0]
+
+    def grow(self, rows: int) -> int:
+        """Add ``rows`` rows of the fill value; returns the index of the first."""
+        first = len(self.data)
+        need = first + rows
+        if need > len(self._buffer):
+            larger = self._buffer.new_full((max(need, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._fill)
+            larger[:first] = self.data
+            self._buffer = larger
+        self.data = self._buffer[:need]
+        return first
+
+    def append(self, rows: Tensor) -> int:
+        """Add ``rows`` ``(M, *shape)``; returns the index of the first."""
+        first = self.grow(len(rows))
+        self.data[first:] = rows
+        return first

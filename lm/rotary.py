@@ -1,0 +1,21 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), shared by language models and encoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for ``positions`` of any shape ``(*)``: two tensors ``(*, width / 2)``."""
+    half = torch.arange(width // 2, device=positions.device, dtype=torch.float32)
+    frequencies = torch.pow(10000.0, -2.0 * half / width)
+    angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs of ``x`` ``(..., width)`` by a table broadcastable to ``(..., width / 2)``."""
+    cos, sin = (part.to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -1,0 +1,110 @@
+"""Tiny models with random tables, small enough to enumerate every path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from decoding.emitter import FrameScores
+from lm.language_model import ContextStore, LanguageModel
+
+
+class BigramLM(LanguageModel):
+    """P(next | last token or tag) from a random table."""
+
+    def __init__(self, num_tokens: int, num_classes: int, seed: int) -> None:
+        super().__init__(num_tokens, num_classes)
+        width = num_tokens + num_classes
+        self.table = torch.randn(width + 1, width, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first = tokens.new_full((len(tokens), 1), self.vocab_size)
+        return self.table[torch.cat((first, tokens), dim=1)]
+
+    def contexts(self) -> BigramContexts:
+        return BigramContexts(self)
+
+
+class BigramContexts(ContextStore):
+    def __init__(self, model: BigramLM) -> None:
+        super().__init__(model.num_tokens, model.num_classes, torch.device("cpu"))
+        self.model = model
+        self._append(model.table[-1:])
+
+    def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        return self.model.table[tokens]
+
+
+class ToyEmitter:
+    """A random transducer: every score depends on the frame, the last token and the token."""
+
+    lm_scale = 1.0
+
+    def __init__(
+        self, lengths: list[int], lm: LanguageModel, seed: int, with_lm: bool = True, sharpness: float = 1.0
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        batch, frames, vocab = len(lengths), max(lengths), lm.num_tokens
+        self.num_tokens = vocab
+        self.lengths = torch.tensor(lengths)
+        self.tokens = torch.arange(vocab).expand(batch, frames, vocab)
+        self.table = sharpness * torch.randn(batch, frames, vocab + 1, vocab + 1, generator=generator)
+        self.evidence = self.table.mean(2)[..., :vocab]
+        self.contexts = lm.contexts()
+        self.with_lm = with_lm
+
+    def start(self) -> Tensor:
+        return self.contexts.start(len(self.lengths))
+
+    def score(self, frame: int, state: Tensor) -> FrameScores:
+        last = self.contexts.origin(state)[1]  # -1, the empty context, is the table's last row
+        scores = self.table[torch.arange(len(state))[:, None], frame, last].log_softmax(-1)
+        lm = self.contexts.score(state)[..., : self.num_tokens]
+        return FrameScores(scores[..., -1], scores[..., :-1], lm if self.with_lm else None)
+
+    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
+        return self.contexts.advance(state, tokens)
+
+    def alone(self, utterance: int) -> ToyEmitter:
+        """The same model on one utterance of the batch."""
+        other = object.__new__(ToyEmitter)
+        other.__dict__ |= self.__dict__
+        n = int(self.lengths[utterance])
+        for name in ("tokens", "table", "evidence"):
+            setattr(other, name, getattr(self, name)[utterance : utterance + 1, :n])
+        other.lengths = self.lengths[utterance : utterance + 1]
+        return other
+
+
+def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dict[tuple[int, ...], float]:
+    """Log probability of every label sequence, summed over all alignments, without any language model.
+
+    At each frame: up to ``max_symbols`` labels, then a blank unless the last of them was taken.
+    """
+    one = emitter.alone(utterance)
+    totals: dict[tuple[int, ...], list[float]] = {(): [0.0]}
+    for frame in range(int(one.lengths[0])):
+        after: dict[tuple[int, ...], list[float]] = {}
+        for labels, logps in totals.items():
+            base = math.log(sum(math.exp(p) for p in logps))
+            for count in range(max_symbols + 1):
+                for new in itertools.product(range(one.num_tokens), repeat=count):
+                    logp, state = base, context_of(one, labels)
+                    for token in new:
+                        logp += float(one.score(frame, state).label[0, 0, token])
+                        state = one.advance(state[0], torch.tensor([token]))[None]
+                    if count < max_symbols:
+                        logp += float(one.score(frame, state).blank_logp[0, 0])
+                    after.setdefault(labels + new, []).append(logp)
+        totals = after
+    return {labels: math.log(sum(math.exp(p) for p in logps)) for labels, logps in totals.items()}
+
+
+def context_of(emitter: ToyEmitter, labels: tuple[int, ...]) -> Tensor:
+    state = emitter.contexts.start(1)
+    for token in labels:
+        state = emitter.contexts.advance(state, torch.tensor([token]))
+    return state[None]
