@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from asr.audio_files import check_rate, cut_short, open_sound, readable_s, slack_s
@@ -119,7 +118,7 @@ def as_samples(
     Raises:
         AudioError: dtype, shape, scale, rate or length cannot be audio, or samples are NaN or infinite.
     """
-    if isinstance(samples, torch.Tensor):
+    if hasattr(samples, "detach"):  # a tensor: torch is not imported, so that readers of files start fast
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     array = np.asarray(samples)

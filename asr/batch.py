@@ -1,7 +1,7 @@
-"""Many recordings in, one result each out: what is done is kept, and a batch killed at any moment goes on later.
+"""Many recordings in, one result each out; a batch killed at any moment goes on where it stopped.
 
-A results folder holds one file for each recording and format, and ``results.jsonl``. A recording is done when its
-line is there: the line is written last, in one piece, and carries the fingerprint of all that went into it.
+A results folder holds one file for each recording and format, and ``results.jsonl``. A recording is done when
+its line is there: the line is written last, in one piece, with the fingerprint of all that went into it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class ResultsFolder:
         overwrite: do everything again.
 
     Raises:
-        ConfigError: another process is writing to the folder, or a result would replace that of another recording.
+        ConfigError: another process is writing here, or a result would replace that of another recording.
         DataError: the ``results.jsonl`` that is there was not written by this class.
         OutputError: the folder cannot be written.
     """
@@ -163,7 +163,7 @@ class ResultsFolder:
             self._file.close()
 
     def pending(self, recordings: Sequence[Recording]) -> list[Recording]:
-        """Those of ``recordings`` that must be recognised: new, changed, failed before, or all to overwrite."""
+        """Those of ``recordings`` to recognise: new, changed or failed before; all when overwriting."""
         self._fingerprints = {r.id: self._fingerprint(r) for r in recordings}
         return [r for r in recordings if self._overwrite or not self._is_done(r)]
 

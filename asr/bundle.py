@@ -1,7 +1,7 @@
-"""A model is a folder: ``config.yaml model.safetensors tokenizer.model README.md``; nothing in it can run code.
+"""A model is a folder, ``config.yaml model.safetensors tokenizer.model README.md``; nothing in it runs code.
 
-Optional parts live in ``classes/`` and ``lm/``. ``config.yaml`` carries ``format``, ``family`` and the SHA-256 of the
-tensors and of the tokenizer, so a folder put together from two models is refused when it is loaded.
+Optional parts live in ``classes/`` and ``lm/``. ``config.yaml`` has ``format``, ``family`` and the SHA-256 of
+the tensors and of the tokenizer, so a folder put together from two models is refused when it is loaded.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ class Bundle:
 
 def families() -> list[str]:
     """Names of the model families this installation has (the folders of ``asr/families``)."""
-    import asr.families
-
-    home = Path(asr.families.__path__[0])
+    home = Path(__file__).parent / "families"
     return sorted(p.parent.name for p in home.glob("*/__init__.py"))
 
 
@@ -60,7 +58,7 @@ def save_bundle(
     """Write a bundle so that ``folder`` holds either the old model or the new one, never a part of one.
 
     Args:
-        folder: where the model goes; a bundle already there is replaced, any other folder with files is refused.
+        folder: where the model goes; replaces a bundle, refuses any other folder with files.
         config: plain values; must name the ``family``. ``format`` and ``sha256`` are filled in.
         tensors: name to tensor, any device; each is stored on its own, tied ones twice.
         tokenizer_bytes: the SentencePiece model.
@@ -150,7 +148,9 @@ def bundle_fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()
 
 
-def check_tensors(expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor], source: Path | str) -> None:
+def check_tensors(
+    expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor], source: Path | str
+) -> None:
     """Refuse a checkpoint of another model in one line.
 
     Args:
@@ -208,7 +208,9 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
         raise BundleError(f"{source}: unknown family {family!r}", f"one of {', '.join(families())}", fix)
     digests = config["sha256"]
     if not isinstance(digests, dict) or not {TENSORS, TOKENIZER} <= digests.keys():
-        raise BundleError(f"{source}: sha256 = {digests!r}", f"the digests of {TENSORS} and {TOKENIZER}", _EXPORT)
+        raise BundleError(
+            f"{source}: sha256 = {digests!r}", f"the digests of {TENSORS} and {TOKENIZER}", _EXPORT
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -234,8 +236,9 @@ def _check_parts(folder: Path) -> None:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Refuse pickles by name and by content. KenLM binaries end in ``.bin`` too, so under ``lm/`` content decides."""
+    """Refuse pickles by name and by content."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        # KenLM binaries end in .bin too, so in the folders of parts only the content decides.
         by_name = path.suffix.lower() in PICKLES or (path.suffix.lower() == ".bin" and path.parent == folder)
         if by_name or _is_pickle(path):
             raise BundleError(
@@ -248,10 +251,10 @@ def _refuse_pickles(folder: Path) -> None:
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
-    # The length that opens a safetensors file may begin with the bytes of a pickle; its ninth byte tells them apart.
+    # The length that opens a safetensors file may begin like a pickle; its ninth byte tells them apart.
     if path.suffix == ".safetensors" and head[8:] == b"{":
         return False
-    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
 def _check_whole(path: Path) -> None:
@@ -298,7 +301,7 @@ def _sibling(folder: Path, what: str) -> Path:
 
 
 def _check_target(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))):
+    if not folder.exists() or (folder / CONFIG).is_file() or (folder.is_dir() and not any(folder.iterdir())):
         return
     kind = "a folder with other files" if folder.is_dir() else "a file"
     raise BundleError(f"{folder} is {kind}", "a new folder or a model to replace", "choose another folder")

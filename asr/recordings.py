@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs, Kaldi lists, standard input) to recordings with unique ids."""
+"""From what a user names (files, folders, globs, Kaldi lists, standard input) to recordings with ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,23 @@ from pathlib import Path
 
 from lm.errors import DataError
 
-EXTENSIONS = frozenset(".wav .flac .ogg .oga .opus .mp3 .m4a .aac .aif .aiff .au .sph .wv .webm".split())
+EXTENSIONS = frozenset(
+    [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".m4a",
+        ".aac",
+        ".aif",
+        ".aiff",
+        ".au",
+        ".sph",
+        ".webm",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Re
     """Find the recordings that ``inputs`` name, in that order, each once.
 
     Args:
-        inputs: audio files, folders (searched to the bottom, sorted), glob patterns, ``.scp`` Kaldi lists, or ``-``.
+        inputs: files, folders (searched to the bottom, sorted), patterns, Kaldi ``.scp`` lists, or ``-``.
         stdin: lines to read for ``-``, one path each.
 
     Returns:
@@ -49,11 +65,15 @@ def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Re
     unique = list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
     recordings = [Recording(name, path) for name, path in zip(_name(unique), unique, strict=True)] + listed
     if not recordings:
-        raise DataError("no recordings on standard input", "one path a line", "check the command that lists them")
+        raise DataError(
+            "no recordings on standard input", "one path a line", "check the command that lists them"
+        )
     counts = Counter(recording.id for recording in recordings)
     twice = next((r for r in recordings if counts[r.id] > 1), None)
     if twice is not None:
-        raise DataError(f"two recordings with the id {twice.id!r}", "ids that differ", "rename one of the two")
+        raise DataError(
+            f"two recordings with the id {twice.id!r}", "ids that differ", "rename one of the two"
+        )
     return recordings
 
 

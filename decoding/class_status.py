@@ -8,6 +8,8 @@ history in which every finished entity is one class tag, and P the language mode
     INSIDE -> INSIDE   log P_in(v | node)                            continue
     INSIDE -> NORMAL   log P_in(END | node), w <- w + @c             exit
 
+(P_in(v | node) is counted in two parts, P_in(not END | node) on arriving and the rest with v.)
+
 The exit is taken together with the entity's last token, so every hypothesis has one history and one status; a
 word may go on behind that token only if a continuation of the tree says so (after an exit, P is confined to
 tokens that start a word). An entity of one token enters and exits at once. These are the derivations whose sum
@@ -155,8 +157,7 @@ class ClassGrammar:
     def _split(self, node: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of reaching ``node`` and going on, and of reaching it and ending there."""
         row = node.clamp_min(0)
-        going_on = logp.masked_fill(~self.graph.has_children[row], -torch.inf)
-        return going_on, logp + self.graph.end_logp[row]
+        return logp + self.graph.on_logp[row], logp + self.graph.end_logp[row]
 
     def _starting_mass(self, history: Tensor) -> Tensor:
         known = len(self._word_mass.data)

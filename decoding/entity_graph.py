@@ -15,7 +15,7 @@ class EntityGraph:
 
     Attributes:
         end_logp: ``(nodes,)`` log P(END | node), -inf where no entry ends.
-        has_children: ``(nodes,)``.
+        on_logp: ``(nodes,)`` log P(not END | node), -inf where no entry goes on.
         node_class: ``(nodes,)`` class index.
         root_logp: ``(B, C, V)`` log P(v | root of the class), -inf where no entry starts with v.
         root_target: ``(B, C, V)`` node reached, -1 where none.
@@ -35,10 +35,12 @@ class EntityGraph:
 
         self._key = join([t.arc_key + o * self._vocab for t, o in zip(unique, offsets, strict=True)])
         self._target = join([t.arc_target + o for t, o in zip(unique, offsets, strict=True)])
-        self._logp = join([t.arc_logp for t in unique])
+        # What remains after END is taken off where a hypothesis stays in the tree, so that its score never counts
+        # the entries that ended before.
+        self._logp = join([t.arc_logp - t.on_logp[t.arc_key // self._vocab] for t in unique])
         # One spare node, so that look-ups at "no node" stay in range when all lists are empty.
         self.end_logp = join([*(t.end_logp for t in unique), torch.tensor([-torch.inf])])
-        self.has_children = join([*(t.has_children for t in unique), torch.tensor([False])])
+        self.on_logp = join([*(t.on_logp for t in unique), torch.tensor([-torch.inf])])
         self.node_class = join([*(t.node_class for t in unique), torch.tensor([0])])
         graph = torch.tensor([place[id(tree)] for tree in trees])
         self.root_logp = torch.stack([t.root_logp for t in unique])[graph].to(device)
@@ -47,7 +49,7 @@ class EntityGraph:
         self.active = (self.root_target >= 0).any(-1)
 
     def child(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Target node and log P(token | node) for ``nodes`` and ``tokens`` of one shape; (-1, -inf) where absent.
+        """Target node and log P(token | node, not END) for ``nodes`` and ``tokens`` of one shape; (-1, -inf) where absent.
 
         Negative nodes have no children.
         """

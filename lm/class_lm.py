@@ -105,9 +105,8 @@ class ClassLM:
         child = int(target)
         if child < 0:
             return
-        logp += float(arc)
-        if self._tree.has_children[child]:
-            add(logp, Derivation(history, child, False))
+        logp += float(arc - self._tree.on_logp[node])
+        add(logp + float(self._tree.on_logp[child]), Derivation(history, child, False))
         tag = self._num_tokens + int(self._tree.node_class[child])
         after = int(self._contexts.advance(torch.tensor([history]), torch.tensor([tag])))
         add(logp + float(self._tree.end_logp[child]), Derivation(after, -1, True))

@@ -13,10 +13,10 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _Rows = Iterator[tuple[str, "EntityEntry"]]
-_Key = tuple[str, tuple[str, ...], str | None]
+_Key = tuple[str, tuple[str, ...], bool, str]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,11 @@ class EntityEntry:
 
     def __post_init__(self) -> None:
         if not (0.0 < self.weight < math.inf):
-            raise EntityListError(
-                f"weight {self.weight!r} of entry {self.text!r}",
-                "a positive finite number",
-                "correct the weight",
-            )
+            problem = f"weight {self.weight!r} of entry {self.text!r}"
+            raise EntityListError(problem, "a positive finite number", "correct the weight")
         text = " ".join(self.text.split())
-        spoken = tuple(dict.fromkeys(filter(None, (" ".join(form.split()) for form in self.spoken)))) or (
-            text,
-        )
+        forms = dict.fromkeys(" ".join(form.split()) for form in self.spoken) if self.spoken else {}
+        spoken = tuple(form for form in forms if form) or (text,)
         if not text:
             raise EntityListError("an entry without text", "a written form", "remove the entry or name it")
         object.__setattr__(self, "text", text)
@@ -65,8 +61,9 @@ class EntityEntry:
 
     @property
     def key(self) -> _Key:
-        """What makes two entries the same: text, spoken forms in any order, and id."""
-        return self.text, tuple(sorted(self.spoken)), self.id
+        """What entries that are the same share, and what sorts them: text, spoken forms, id."""
+        spoken = self.spoken if len(self.spoken) == 1 else tuple(sorted(self.spoken))
+        return self.text, spoken, self.id is not None, self.id or ""
 
 
 @dataclass(frozen=True)
@@ -92,31 +89,28 @@ class EntityCatalog:
     @classmethod
     def empty(cls) -> EntityCatalog:
         """The catalog without entries: recognition with it equals recognition without lists."""
-        return cls(MappingProxyType({}))
+        return cls({})
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Sequence[Any]]) -> EntityCatalog:
         """Catalog from ``{"contact": ["Jo", {"text": .., "spoken": [..], "weight": .., "id": ..}]}``."""
         rows: list[tuple[str, EntityEntry]] = []
         for name, entries in mapping.items():
+            where = f"class {_class_name(name, 'entity lists')!r}"
             if isinstance(entries, (str, Mapping)) or not entries:
                 found = "an empty list" if not entries else f"a {type(entries).__name__}"
-                raise EntityListError(
-                    f"class {name!r} is {found}", "a list of entries", "add entries or leave the class out"
-                )
-            for number, entry in enumerate(entries, 1):
-                where = f"class {name!r}, entry {number}"
-                rows.append((_class_name(name, where), _entry(entry, where)))
+                raise EntityListError(f"{where} is {found}", "a list of entries", "fill it or leave it out")
+            rows += [(name, _entry(entry, f"{where}, entry {n}")) for n, entry in enumerate(entries, 1)]
         return cls._of(rows)
 
     @classmethod
     def load(cls, path: str | Path, class_name: str | None = None) -> EntityCatalog:
         """Catalog from a list file (txt, csv, jsonl, yaml) or from every file of a folder.
 
-        Entries whose file names no class go to ``class_name``, which defaults to the file's stem. txt: one
-        entry a line, ``#`` starts a comment line. csv: a header with some of class, text, spoken (``|`` between
-        forms), weight, id. jsonl: a string, or an object with those keys, a line. yaml: class to list of strings
-        or objects, or ``class: {file: other.txt}`` relative to the yaml file.
+        Entries whose file names no class go to ``class_name``, by default the file's stem. txt: one entry a
+        line, ``#`` starts a comment line. csv: a header with some of class, text, spoken (``|`` splits it),
+        weight, id. jsonl: a string, or an object with those keys, a line. yaml: class to list of strings or
+        objects, or ``class: {file: other.txt}`` relative to the yaml file.
         """
         return cls._of(_read(Path(path), class_name))
 
@@ -126,14 +120,19 @@ class EntityCatalog:
 
     def canonical(self) -> EntityCatalog:
         """The same catalog in sorted order: classes by name, entries by text, spoken forms and id."""
-        return self._of(
-            (name, EntityEntry(entry.text, entry.key[1], entry.weight, entry.id))
-            for name, kind in sorted(self.classes.items())
-            for entry in sorted(kind.entries, key=lambda e: (e.text, e.key[1], e.id is not None, e.id or ""))
-        )
+        classes = {}
+        for name, kind in sorted(self.classes.items()):
+            entries = sorted(kind.entries, key=lambda entry: entry.key)
+            ordered = (e if len(e.spoken) == 1 else replace(e, spoken=e.key[1]) for e in entries)
+            classes[name] = EntityClass(name, tuple(ordered))
+        return EntityCatalog(classes)
 
     def fingerprint(self) -> str:
         """SHA-256 of the content, the same for any order of the lists."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         rows = [(name, e.text, e.spoken, float(e.weight).hex(), e.id) for name, e in self.canonical()._rows()]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -145,15 +144,15 @@ class EntityCatalog:
         classes: dict[str, dict[_Key, EntityEntry]] = {}
         again: dict[tuple[str, _Key], list[float]] = {}
         for name, entry in rows:
-            first = classes.setdefault(name, {}).setdefault(entry.key, entry)
-            if first is not entry:
-                again.setdefault((name, entry.key), [first.weight]).append(entry.weight)
+            found, key = classes.setdefault(name, {}), entry.key
+            if key in found:
+                again.setdefault((name, key), [found[key].weight]).append(entry.weight)
+            else:
+                found[key] = entry
         for (name, key), weights in again.items():
             # fsum is exact, so the order of the duplicates does not show.
-            first = classes[name][key]
-            classes[name][key] = EntityEntry(first.text, first.spoken, math.fsum(weights), first.id)
-        kinds = {name: EntityClass(name, tuple(found.values())) for name, found in classes.items()}
-        return cls(MappingProxyType(kinds))
+            classes[name][key] = replace(classes[name][key], weight=math.fsum(weights))
+        return cls({name: EntityClass(name, tuple(found.values())) for name, found in classes.items()})
 
 
 def _class_name(name: Any, where: str) -> str:
@@ -173,7 +172,8 @@ def _entry(given: Any, where: str) -> EntityEntry:
     spoken = values.get("spoken") or ()
     forms = (spoken,) if isinstance(spoken, str) else spoken
     text, id_ = values.get("text"), values.get("id")
-    if not isinstance(text, str) or isinstance(forms, Mapping) or not all(isinstance(f, str) for f in forms):
+    listed = isinstance(forms, (list, tuple)) and all(isinstance(form, str) for form in forms)
+    if not isinstance(text, str) or not listed:
         raise EntityListError(f"{where}: {given!r}", "'text' and 'spoken' to be text", "correct the entry")
     weight = values.get("weight", 1.0)
     try:
@@ -403,22 +403,19 @@ class EncodingReport:
 
     def to_json(self) -> str:
         """The rows and the counts as a JSON object."""
-        return json.dumps(
-            {"counts": self.counts(), "entries": [asdict(row) for row in self.rows()]}, ensure_ascii=False
-        )
+        content = {"counts": self.counts(), "entries": [asdict(row) for row in self.rows()]}
+        return json.dumps(content, ensure_ascii=False)
 
     def _row(self, name: str, entry: EntityEntry, encodable: list[bool]) -> EncodingRow:
-        tokenizer = self.tokenizer
-        attempts = [tokenizer.try_encode(form) for form in entry.spoken]
+        attempts = [self.tokenizer.try_encode(form) for form in entry.spoken]
+        folded = [f.upper() if self.tokenizer.case == "upper" else f.lower() for f in entry.spoken]
         return EncodingRow(
             class_name=name,
             text=entry.text,
             status="ok" if all(encodable) else "partly" if any(encodable) else "failed",
-            pieces=tuple(tuple(tokenizer.pieces[token] for token in ids) for ids, _ in attempts if ids),
+            pieces=tuple(tuple(self.tokenizer.pieces[token] for token in ids) for ids, _ in attempts if ids),
             unencodable="".join(dict.fromkeys("".join(bad for _, bad in attempts))),
-            case_folded=any(
-                form != (form.upper() if tokenizer.case == "upper" else form.lower()) for form in entry.spoken
-            ),
+            case_folded=folded != list(entry.spoken),
         )
 
 
@@ -437,11 +434,8 @@ def encode_catalog(catalog: EntityCatalog, tokenizer: Tokenizer) -> EncodedCatal
     unknown = sorted(set(catalog.classes) - set(tokenizer.classes))
     if unknown:
         known = ", ".join(tokenizer.classes) or "none"
-        raise EntityListError(
-            f"class {unknown[0]!r} of the entity lists",
-            f"a class of the model: {known}",
-            "rename or drop the class",
-        )
+        problem = f"class {unknown[0]!r} of the entity lists"
+        raise EntityListError(problem, f"a class of the model: {known}", "rename or drop the class")
     encoded: list[EncodedClass] = []
     encodable: dict[str, npt.NDArray[np.bool_]] = {}
     for name, kind in catalog.classes.items():

@@ -43,8 +43,8 @@ class PrefixTree:
     """``(M,)`` float32: log P_in(END | node), -inf where no entity ends."""
     node_class: Tensor
     """``(M,)`` int64: class index."""
-    has_children: Tensor
-    """``(M,)`` bool."""
+    on_logp: Tensor
+    """``(M,)`` float32: log P_in(not END | node), -inf where no entity goes on."""
     root: Tensor
     """``(C,)`` int64: first node of each class, -1 for a class without entities."""
     root_target: Tensor
@@ -61,7 +61,7 @@ class PrefixTree:
     @classmethod
     def build(cls, encoded: EncodedCatalog, vocab_size: int, num_classes: int) -> PrefixTree:
         """Compile an encoded catalog; the same entities in any order give the same tensors."""
-        return _build(encoded.classes, vocab_size, num_classes)
+        return _build(sorted(encoded.classes, key=lambda c: c.index), vocab_size, num_classes)
 
     @classmethod
     def empty(cls, vocab_size: int, num_classes: int) -> PrefixTree:
@@ -126,6 +126,7 @@ def _build(classes: Sequence[EncodedClass], vocab_size: int, num_classes: int) -
     mass = _mass(end_mass, source, [len(key) for key in keys], roots)
     with np.errstate(divide="ignore"):
         end_logp = np.log(end_mass) - np.log(mass)
+        on_logp = np.log(np.bincount(source, mass[target], minlength=nodes)) - np.log(mass)
     arc_logp = (np.log(mass[target]) - np.log(mass[source])).astype(np.float32)
 
     of_root = source < roots
@@ -144,7 +145,7 @@ def _build(classes: Sequence[EncodedClass], vocab_size: int, num_classes: int) -
         arc_logp=torch.from_numpy(arc_logp),
         end_logp=torch.from_numpy(end_logp.astype(np.float32)),
         node_class=torch.from_numpy(_join(node_class)),
-        has_children=torch.from_numpy(np.bincount(source, minlength=nodes) > 0),
+        on_logp=torch.from_numpy(on_logp.astype(np.float32)),
         root=torch.from_numpy(root),
         root_target=torch.from_numpy(root_target),
         root_logp=torch.from_numpy(root_logp),

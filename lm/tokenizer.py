@@ -1,8 +1,8 @@
 """SentencePiece with Vocative's numbering: surface tokens 0..V-1, then one tag for each entity class.
 
 SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226) keeps its own ids inside; its unknown and control
-pieces have no id here, so text that needs them is reported and never guessed. The case is not stored: training
-folds all text to upper or lower case, so after loading the letters of the pieces tell it.
+pieces have no id here, so text that needs them is reported and never guessed. The case is not stored:
+training folds all text to upper or lower case, so after loading the letters of the pieces tell it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,12 @@ _TAG = re.compile(rf"<({CLASS_NAME.pattern})>")
 _APOSTROPHES = "'`\u00b4\u02b9\u02bb\u02bc\u02bd\u02c8\u2018\u2019\u201b\u2032\uff07"
 _SPOKEN_SYMBOLS = "&@%+#"
 _SEPARATORS = "/\\,;:|"
-# NFKD takes an accent off a letter, but these are letters of their own to Unicode.
-_LETTERS = {
-    "ß": "ss",
-    "ø": "o",
-    "ł": "l",
-    "đ": "d",
-    "ð": "d",
-    "æ": "ae",
-    "œ": "oe",
-    "þ": "th",
-    "ı": "i",
-    "ħ": "h",
-}
-_CAPITALS = {"ẞ": "SS"} | {low.upper(): plain.upper() for low, plain in _LETTERS.items() if low not in "ßı"}
-_BEFORE_FOLDING = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **_LETTERS, **_CAPITALS})
+# NFKD takes the accent off a letter, but these are letters of their own to Unicode.
+_LETTERS = {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th", "ħ": "h"}
+_CAPITALS = {letter.upper(): plain.upper() for letter, plain in _LETTERS.items()}
+_PLAIN_LETTERS = str.maketrans({**_LETTERS, **_CAPITALS, "ß": "ss", "ẞ": "SS", "ı": "i"})
+# To NFKD an acute accent used as apostrophe is a blank with an accent.
+_STRAIGHT = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
 _ACCENTS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
 _QUOTES = re.compile("''+")
 
@@ -162,10 +153,10 @@ class Tokenizer:
     def normalise(self, text: str) -> str:
         """Spoken form of ``text`` in the model's case.
 
-        NFKC; apostrophes straightened; accents stripped (``ø`` becomes ``o``); hyphens, dashes, underscores,
-        slashes, brackets, commas and colons become blanks; other punctuation is dropped. What is spoken but is
-        no letter is kept: digits, currency signs and ``& @ % + #``; they encode only if the training text held
-        them.
+        NFKC; apostrophes straightened; accents stripped (``ø`` becomes ``o``); hyphens, dashes, slashes,
+        underscores, brackets, commas and colons become blanks; other punctuation is dropped. What is spoken
+        but is no letter is kept: digits, currency signs and ``& @ % + #``; they encode only if the training
+        text held them.
         """
         return _normalise(text, self.case)
 
@@ -344,8 +335,8 @@ _CHARACTERS = _Characters()
 
 def _normalise(text: str, case: Case) -> str:
     if not text.isascii():
-        bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_BEFORE_FOLDING)))
-        text = unicodedata.normalize("NFKC", bare)
+        bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_STRAIGHT)))
+        text = unicodedata.normalize("NFKC", bare).translate(_PLAIN_LETTERS)
     if ".." in text:
         text = text.replace("..", " ")
     text = text.translate(_CHARACTERS)

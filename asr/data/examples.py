@@ -71,7 +71,8 @@ def make_batch(
 ) -> Batch:
     """Join features with their transcripts; each entity becomes its tag with probability ``class_rate``."""
     patterns = [
-        e.pattern(num_tokens, (torch.rand(len(e.spans), generator=generator) < class_rate).tolist()) for e in examples
+        e.pattern(num_tokens, (torch.rand(len(e.spans), generator=generator) < class_rate).tolist())
+        for e in examples
     ]
     labels, label_lengths = _pad([list(e.labels) for e in examples])
     padded, pattern_lengths = _pad(patterns)

@@ -9,20 +9,20 @@ its last step is a blank. Whatever the vocabulary, the sum over paths needs two 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from asr.losses.lattice import NO_PATH, before, lattice_loss
 from lm.errors import ConfigError, DataError
 
 Backend = Literal["torch", "torchaudio", "k2"]
-
-# Stands for log 0. Finite, so that a difference of two of them is 0 and never NaN, and far enough from the
-# limits of float32 that thousands of them can be added.
-NO_PATH = -1e30
 
 # Elements of the dense logits worked on at a time: what stays in a core's cache, or keeps a GPU busy.
 _BLOCK_CPU = 1 << 19
@@ -58,7 +58,7 @@ def transducer_loss_from_logp(
     """
     if blank_logp.dim() != 3 or label_logp.shape != (*blank_logp.shape[:2], blank_logp.shape[2] - 1):
         raise DataError(
-            f"blank_logp of shape {tuple(blank_logp.shape)} and label_logp of shape {tuple(label_logp.shape)}",
+            f"blank_logp of shape {tuple(blank_logp.shape)} and label_logp of {tuple(label_logp.shape)}",
             "(B, T, U+1) and (B, T, U)",
             "give one blank score more than labels in every frame",
         )
@@ -66,12 +66,14 @@ def transducer_loss_from_logp(
     dtype = sum_dtype(blank_logp, label_logp)
     blank_logp, label_logp = blank_logp.to(dtype), label_logp.to(dtype)
     if backend == "torch":
-        return _TorchLattice.apply(blank_logp, label_logp, frames, labels)  # type: ignore[no-any-return]
+        return lattice_loss(blank_logp, label_logp, frames, labels)
     if backend == "torchaudio":
         return _torchaudio_loss(blank_logp, label_logp, frames, labels)
     if backend == "k2":
         return _k2_loss(blank_logp, label_logp, frames, labels)
-    raise ConfigError(f"transducer loss backend {backend!r}", "torch, torchaudio or k2", "choose one of these")
+    raise ConfigError(
+        f"transducer loss backend {backend!r}", "torch, torchaudio or k2", "choose one of these"
+    )
 
 
 def rnnt_loss(
@@ -108,18 +110,24 @@ def rnnt_loss(
             "give logits for one label position more than targets",
         )
     size = logits.shape[3]
+    if not -size <= blank < size:
+        raise DataError(
+            f"blank {blank} with {size} logits a cell", f"{-size} to {size - 1}", "give its index"
+        )
     frames, labels = checked_lengths(frame_lengths, label_lengths, logits.shape)
-    blank = blank + size if blank < 0 else blank
+    blank %= size
     targets = checked_targets(targets, labels, size, blank)
     if backend == "torchaudio":
         width = int(labels.max()) + 1
         logits, targets = logits[:, : int(frames.max()), :width], targets[:, : width - 1]
         return _torchaudio_kernel(logits, targets, frames, labels, blank, normalise=True)
-    blank_logp, label_logp = _DenseLogp.apply(logits, targets, frames, labels, blank)
+    blank_logp, label_logp = _DenseLogp.apply(  # type: ignore[no-untyped-call]
+        logits, targets, frames, labels, blank
+    )
     return transducer_loss_from_logp(blank_logp, label_logp, frames, labels, backend)
 
 
-# ---- checks shared by the losses ---------------------------------------------------------------------------
+# ---- shared by the losses ----------------------------------------------------------------------------------
 
 
 def sum_dtype(*tensors: Tensor) -> torch.dtype:
@@ -148,6 +156,8 @@ def checked_lengths(
     ):
         if given.shape != (batch,):
             raise DataError(f"{what} lengths of shape {tuple(given.shape)}", f"({batch},)", "give one a row")
+        if given.is_floating_point():
+            raise DataError(f"{what} lengths of type {given.dtype}", "integers", "round them as you mean it")
         lengths = given.detach().to("cpu", torch.int64)
         wrong = (lengths < low) | (lengths > high)
         if wrong.any():
@@ -188,109 +198,116 @@ def checked_targets(targets: Tensor, labels: Tensor, size: int, blank: int | Non
     return targets
 
 
-# ---- the lattice in plain torch ------------------------------------------------------------------------------
-#
-# Arcs are kept sheared: arcs[t + u, kind, u, b] is the arc of kind LABEL or BLANK that comes into cell (t, u). A
-# diagonal is then one contiguous row that depends only on the row before, for the whole batch at once.
-
-_LABEL, _BLANK = 0, 1
+# ---- the lattice elsewhere ---------------------------------------------------------------------------------
 
 
-def _unshear(arcs: Tensor, frames: int, labels: int) -> tuple[Tensor, Tensor]:
-    """Views of sheared arcs by the cell they leave: blank (B, T, U+1) and label (B, T+1, U)."""
-    down, kind, across, _ = arcs.stride()
-    batch, step, strides = arcs.shape[3], down + across, (1, down, down + across)
-    blank = arcs.as_strided((batch, frames, labels + 1), strides, down + _BLANK * kind)
-    return blank, arcs.as_strided((batch, frames + 1, labels), strides, step + _LABEL * kind)
+def _module(name: str, backend: str, fix: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"transducer loss backend {backend!r} without a {name} that can be imported ({error})",
+            f"{name} to be installed",
+            f'{fix}, or choose backend "torch"',
+        ) from error
 
 
-def _shear(blank: Tensor, label: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
-    """Sheared arcs of a lattice in which all utterances end in the same cell (T, U), float64 (T+U+1, 2, U+2, B).
-
-    From an utterance's own last cell one free path leads on through the padding: blanks to row T, then
-    labels to column U. All other arcs there are closed, so no score in the padding is ever used.
-    """
-    batch, max_frames, max_labels = label.shape
-    arcs = blank.new_full((max_frames + max_labels + 1, 2, max_labels + 2, batch), NO_PATH, dtype=torch.float64)
-    by_blank, by_label = _unshear(arcs, max_frames, max_labels)
-    blank, label = blank.clamp(min=NO_PATH), label.clamp(min=NO_PATH)
-    if int(frames.min()) < max_frames or int(labels.min()) < max_labels:
-        u = torch.arange(max_labels + 1, device=blank.device)
-        frames, labels = frames.to(blank.device)[:, None], labels.to(blank.device)[:, None]
-        row = (u.new_ones(max_frames).cumsum(0) <= frames)[:, :, None]
-        closed = blank.new_full((batch, max_labels + 1), NO_PATH)
-        blank = torch.where(row & (u <= labels)[:, None], blank, closed.masked_fill(u == labels, 0)[:, None])
-        label = torch.where(row & (u < labels)[:, None, :-1], label, closed[:, None, :-1])
-        by_label[:, -1].masked_fill_(u[:-1] >= labels, 0)
-    by_blank.copy_(blank)
-    by_label[:, :-1].copy_(label)
-    return arcs
+def _closed(arcs: Tensor, frames: Tensor, widths: Tensor) -> Tensor:
+    """Arcs with nothing but finite numbers, closed outside the utterances."""
+    inside_t = before(frames, arcs.shape[1], arcs.device)
+    inside_u = before(widths, arcs.shape[2], arcs.device)
+    return torch.where(inside_t[:, :, None] & inside_u[:, None], arcs.clamp(min=NO_PATH), NO_PATH)
 
 
-def _sum_paths(arcs: Tensor) -> Tensor:
-    """Log mass (B,) of all paths; adds to every arc, in place, the mass of the paths to the cell it leaves.
-
-    One addition for both kinds of arcs and one logaddexp a diagonal.
-    """
-    batch, width = arcs.shape[3], arcs.shape[2] - 1
-    # One closed column at u = -1: the cell before (which labels leave) and the cell itself (which blanks leave)
-    # are then the same row seen at two offsets.
-    cells = arcs.new_full((width + 1, batch), NO_PATH)
-    cells[1] = 0
-    origin = cells.view(-1).as_strided((2, width * batch), (batch, 1))
-    total = cells.view(-1)[batch:]
-    pairs = arcs[1:, :, :-1].flatten(2)
-    logaddexp = torch.logaddexp
-    steps = zip(pairs.unbind(0), pairs[:, _LABEL].unbind(0), pairs[:, _BLANK].unbind(0), strict=True)
-    for pair, label, blank in steps:
-        pair.add_(origin)
-        logaddexp(label, blank, out=total)
-    return cells[-1]
+def _loss_of_total(total: Tensor) -> Tensor:
+    """Minus the total, with +inf and no gradient for an utterance that has no path."""
+    return torch.where(total < NO_PATH / 2, torch.inf, -total)
 
 
-def _occupation(arcs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Share of all paths' mass that passes each arc, sheared, from what `_sum_paths` left in the arcs.
-
-    Walks back from (T, U) and splits the share of a cell between its two arcs by their masses. Being shares
-    and not logarithms they need no logaddexp, and those of a diagonal sum to one whatever has been rounded.
-    """
-    batch, width = arcs.shape[3], arcs.shape[2] - 1
-    difference = arcs[:, _LABEL] - arcs[:, _BLANK]
-    shares = torch.stack([difference, -difference], 1).to(dtype).sigmoid_()
-    shares[:, :, -1] = 0
-    cell = shares.new_zeros(width * batch)
-    cell[-batch:] = 1
-    flat = shares[1:].flatten(2)
-    pairs, labels_on, blanks = flat[:, :, :-batch], flat[:, _LABEL, batch:], flat[:, _BLANK, :-batch]
-    steps = zip(pairs.unbind(0)[::-1], labels_on.unbind(0)[::-1], blanks.unbind(0)[::-1], strict=True)
-    for pair, label_on, blank in steps:
-        pair.mul_(cell)
-        torch.add(label_on, blank, out=cell)
-    return shares
+def _torchaudio_loss(blank: Tensor, label: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
+    """The lattice as a transducer over two classes: 0 is blank and 1 is the next label."""
+    longest, width = int(frames.max()), int(labels.max()) + 1
+    blank = _closed(blank[:, :longest, :width], frames, labels + 1)
+    label = _closed(label[:, :longest, : width - 1], frames, labels)
+    classes = torch.stack([blank, F.pad(label, (0, 1), value=NO_PATH)], -1)
+    targets = torch.ones(len(labels), width - 1, dtype=torch.int64, device=blank.device)
+    return _loss_of_total(-_torchaudio_kernel(classes, targets, frames, labels, 0, normalise=False))
 
 
-class _TorchLattice(torch.autograd.Function):
-    """Minus the log likelihood, whose gradient is minus the occupation of every arc."""
+def _torchaudio_kernel(
+    logits: Tensor, targets: Tensor, frames: Tensor, labels: Tensor, blank: int, normalise: bool
+) -> Tensor:
+    """torchaudio's loss, which wants tensors cut to the longest utterance and knows no float64."""
+    functional = _module("torchaudio.functional", "torchaudio", "pip install 'vocative[torchaudio]'")
+    loss: Tensor = functional.rnnt_loss(
+        logits.float().contiguous(),
+        targets.int().contiguous(),
+        frames.to(logits.device, torch.int32),
+        labels.to(logits.device, torch.int32),
+        blank=blank,
+        reduction="none",
+        fused_log_softmax=normalise,
+    )
+    return loss.to(sum_dtype(logits))
+
+
+def _k2_loss(blank: Tensor, label: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
+    """k2 wants the label axis first and, for labels, a last column where no label can come any more."""
+    k2 = _module(
+        "k2", "k2", "install the k2 wheel for your torch from https://k2-fsa.github.io/k2/installation"
+    )
+    blank = _closed(blank, frames, labels + 1).mT.contiguous()
+    label = F.pad(_closed(label, frames, labels).mT, (0, 1), value=NO_PATH).contiguous()
+    boundary = torch.zeros(len(labels), 4, dtype=torch.int64, device=blank.device)
+    boundary[:, 2], boundary[:, 3] = labels, frames
+    total: Tensor = k2.mutual_information_recursion(label, blank, boundary)
+    return _loss_of_total(total)
+
+
+# ---- from dense logits -------------------------------------------------------------------------------------
+
+
+class _DenseLogp(torch.autograd.Function):
+    """The two log probabilities of every cell of dense logits, in blocks; backward fills the one gradient."""
 
     @staticmethod
-    def forward(ctx: Any, blank_logp: Tensor, label_logp: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
-        arcs = _shear(blank_logp, label_logp, frames, labels)
-        total = _sum_paths(arcs)
-        possible = total > NO_PATH / 2
-        ctx.save_for_backward(arcs, frames, possible)
-        return torch.where(possible | total.isnan(), -total, torch.inf).to(blank_logp.dtype)
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, frames: Tensor, labels: Tensor, blank: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype = sum_dtype(logits)
+        log_norm = logits.new_zeros(logits.shape[:3], dtype=dtype)
+        for at in _dense_blocks(logits, frames, labels):
+            torch.logsumexp(logits[at].to(dtype), -1, out=log_norm[at])
+        ctx.save_for_backward(logits, targets, frames, labels, log_norm)
+        ctx.blank = blank
+        index = targets[:, None, :, None].expand(-1, logits.shape[1], -1, -1)
+        label_logp = logits[:, :, :-1].gather(3, index).squeeze(3).to(dtype)
+        return logits[..., blank].to(dtype) - log_norm, label_logp - log_norm[:, :, :-1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        arcs, frames, possible = ctx.saved_tensors
-        labels = arcs.shape[2] - 2
-        max_frames = arcs.shape[0] - labels - 1
-        blank, label = _unshear(_occupation(arcs, grad.dtype), max_frames, labels)
-        # The free path through the padding is no part of the utterance.
-        row = torch.arange(max_frames) < frames[:, None]
-        scale = torch.where(row.to(grad.device) & possible[:, None], -grad[:, None], 0)[:, :, None]
-        blank_grad, label_grad = (scale.new_empty(x.shape) for x in (blank, label[:, :-1]))
-        torch.mul(blank, scale, out=blank_grad)
-        torch.mul(label[:, :-1], scale, out=label_grad)
-        return blank_grad, label_grad, None, None
+    def backward(ctx: Any, blank_grad: Tensor, label_grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, targets, frames, labels, log_norm = ctx.saved_tensors
+        # What is spent on blank and label in a cell is taken from all symbols by their probability.
+        spent = blank_grad.neg()
+        spent[:, :, :-1] -= label_grad
+        full = int(frames.min()) == logits.shape[1] and int(labels.min()) == targets.shape[1]
+        grad = torch.empty_like(logits) if full else torch.zeros_like(logits)
+        for row, t, u in _dense_blocks(logits, frames, labels):
+            block = logits[row, t, u].to(log_norm.dtype, copy=True)
+            block.sub_(log_norm[row, t, u, None]).exp_().mul_(spent[row, t, u, None])
+            block[..., ctx.blank] += blank_grad[row, t, u]
+            picked = label_grad[row, t, : u.stop - 1]
+            index = targets[row, None, : u.stop - 1].expand_as(picked)
+            block[:, :-1].scatter_add_(2, index[..., None], picked[..., None])
+            grad[row, t, u] = block
+        return grad, None, None, None, None
+
+
+def _dense_blocks(logits: Tensor, frames: Tensor, labels: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Utterance, frames and label positions of blocks of cells that hold all that is inside the lengths."""
+    limit = _BLOCK_GPU if logits.is_cuda else _BLOCK_CPU
+    for row, (length, width) in enumerate(zip(frames.tolist(), (labels + 1).tolist(), strict=True)):
+        step = max(1, limit // (width * logits.shape[3]))
+        for start in range(0, length, step):
+            yield row, slice(start, min(start + step, length)), slice(0, width)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from asr.scoring.errors import Counts, align_weighted, total
+from asr.scoring.errors import Counts, align_weighted
 from lm.errors import DataError
 
 
@@ -34,8 +34,8 @@ class BiasingCounts:
     ``plain_false_alarms`` over ``plain_words`` looks only at utterances without any rare word.
     """
 
-    unbiased: Counts = Counts()
-    biased: Counts = Counts()
+    unbiased: Counts = field(default_factory=Counts)
+    biased: Counts = field(default_factory=Counts)
     list_words: int = 0
     false_alarms: int = 0
     plain_false_alarms: int = 0
@@ -91,9 +91,7 @@ class BiasingScore:
         return "\n".join(lines)
 
 
-def score_biasing(
-    references: Mapping[str, BiasingReference], hypotheses: Mapping[str, str]
-) -> BiasingScore:
+def score_biasing(references: Mapping[str, BiasingReference], hypotheses: Mapping[str, str]) -> BiasingScore:
     """Score the texts in ``hypotheses`` (by utterance id) against ``references``."""
     if not references:
         raise DataError("no references", "at least one utterance", "check the reference file")
@@ -143,9 +141,7 @@ def read_references(path: Path) -> dict[str, BiasingReference]:
             raise DataError(
                 f"{path}:{number}: {error}", "JSON lists in columns 3 and 4", "mend the line"
             ) from None
-        references[fields[0]] = BiasingReference(
-            tuple(fields[1].split()), frozenset(rare), frozenset(listed)
-        )
+        references[fields[0]] = BiasingReference(tuple(fields[1].split()), frozenset(rare), frozenset(listed))
     return references
 
 

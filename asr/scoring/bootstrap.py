@@ -54,19 +54,17 @@ class Bootstrap:
     what makes differences between systems paired.
     """
 
-    def __init__(
-        self, utterances: int, *, samples: int = 1000, seed: int = 0, level: float = 0.95
-    ) -> None:
+    def __init__(self, utterances: int, *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> None:
         if utterances < 1 or samples < 1 or not 0 < level < 1:
-            raise ValueError(f"utterances {utterances}, samples {samples}, level {level}: need >= 1, >= 1, (0, 1)")
+            raise ValueError(
+                f"utterances {utterances}, samples {samples}, level {level}: need >= 1, >= 1, (0, 1)"
+            )
         self.level = level
         generator = np.random.default_rng(seed)
         # How often each utterance is drawn says all that sums need, in a small integer each.
         self._drawn = np.empty((samples, utterances), dtype=np.uint32)
         for sample in self._drawn:
-            sample[:] = np.bincount(
-                generator.integers(utterances, size=utterances), minlength=utterances
-            )
+            sample[:] = np.bincount(generator.integers(utterances, size=utterances), minlength=utterances)
 
     def sums(self, columns: Floats) -> Floats:
         """Column sums of every resample: (utterances, columns) -> (samples, columns)."""

@@ -1,25 +1,25 @@
 """How well names are recognised: NE-WER, precision, recall and F1 by text and by span, false alarms.
 
-Definitions. The reference says which of its words are entities. The hypothesis is words, and spans where the
-system emits them. Both are aligned by :func:`asr.scoring.errors.align`.
+Definitions. The reference says which of its words are entities. The hypothesis is words, and spans where
+the system emits them. Both are aligned by :func:`asr.scoring.errors.align`.
 
 NE-WER
-    Substitutions and deletions of words inside reference entities, plus insertions strictly inside one (between
-    two of its words), over the words inside reference entities. Every other error and word belongs to the rest,
-    so that entity and rest add up to the plain word errors.
+    Substitutions and deletions of words inside reference entities, plus insertions strictly inside one
+    (between two of its words), over the words inside reference entities. Every other error and word belongs
+    to the rest, so that entity and rest add up to the plain word errors.
 
 Text match (works for any system, with spans or without)
     A reference entity is recognised (tp) when the hypothesis words aligned to it, insertions strictly inside
-    included, are exactly its words; else it is missed (fn). A false alarm (fp) is an occurrence of a full list
-    entry in the hypothesis that was not spoken there: its words are not aligned one to one, without gap, to the
-    same words of the reference. Occurrences are found left to right, longest first, whole words, not
-    overlapping. An entry that was truly spoken is no false alarm even where the reference does not tag it, and a
-    recognised entity outside the list counts as tp. An entry that stands in several classes counts for the first
-    of them. Without a list, fp (and so precision and F1) cannot be measured.
+    included, are exactly its words; else it is missed (fn). A false alarm (fp) is an occurrence of a full
+    list entry in the hypothesis that was not spoken there: its words are not aligned one to one, without
+    gap, to the same words of the reference. Occurrences are found left to right, longest first, whole words,
+    not overlapping. An entry that was truly spoken is no false alarm even where the reference does not tag
+    it, and a recognised entity outside the list counts as tp. An entry that stands in several classes counts
+    for the first of them. Without a list, fp (and so precision and F1) cannot be measured.
 
 Span match (for systems that emit spans)
-    Emitted spans and reference entities are compared as multisets of (class, text) per utterance, wherever they
-    stand, as in SLUE (Shon et al., ICASSP 2022): tp are the common ones, fp and fn the rest of either side.
+    Emitted spans and reference entities are compared as multisets of (class, text) per utterance, wherever
+    they stand, as in SLUE (Shon et al., ICASSP 2022): tp are the common ones, fp and fn the rest of either.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from asr.scoring.errors import Alignment, Counts, align
-
-if TYPE_CHECKING:
-    from lm.classes import EntityCatalog
+from lm.classes import EntityCatalog
+from lm.tokenizer import _normalise
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,9 @@ class Matches:
 class EntityCounts:
     """All that is counted of one class: word errors inside its entities, text matches, span matches."""
 
-    errors: Counts = Counts()
-    text: Matches = Matches()
-    span: Matches = Matches()
+    errors: Counts = field(default_factory=Counts)
+    text: Matches = field(default_factory=Matches)
+    span: Matches = field(default_factory=Matches)
 
     def __add__(self, other: EntityCounts) -> EntityCounts:
         return EntityCounts(self.errors + other.errors, self.text + other.text, self.span + other.span)
@@ -99,7 +97,7 @@ class EntityScore:
     classes: dict[str, EntityCounts]
     rest: Counts
     misses: tuple[Miss, ...] = ()
-    false_alarms: tuple[Span, ...] = field(default=())
+    false_alarms: tuple[Span, ...] = ()
 
     @property
     def overall(self) -> EntityCounts:
@@ -108,7 +106,7 @@ class EntityScore:
 
 
 class ListFinder:
-    """Finds full list entries in a text, whatever system wrote it.
+    """Finds full list entries in a text, whatever system wrote it; upper and lower case are the same.
 
     Args:
         phrases: class name -> the spoken forms of its entries.
@@ -118,23 +116,24 @@ class ListFinder:
         self._class_of: dict[tuple[str, ...], str] = {}
         for class_name, texts in phrases.items():
             for text in texts:
-                if words := tuple(text.split()):
+                if words := tuple(_normalise(text, "lower").split()):
                     self._class_of.setdefault(words, class_name)
         # Longest first, and only lengths that exist: lists mix single words with whole titles.
         self._lengths = sorted({len(words) for words in self._class_of}, reverse=True)
 
     @classmethod
     def from_catalog(cls, catalog: EntityCatalog) -> ListFinder:
-        """All texts and spoken aliases of a catalog."""
+        """All spoken forms of a catalog."""
         return cls(
             {
-                name: [phrase for entry in kind.entries for phrase in (entry.text, *entry.spoken)]
+                name: [form for entry in kind.entries for form in entry.spoken]
                 for name, kind in catalog.classes.items()
             }
         )
 
     def find(self, words: Sequence[str]) -> list[Span]:
         """Occurrences of entries in ``words``: left to right, longest first, not overlapping."""
+        words = [word.lower() for word in words]
         found = []
         position = 0
         while position < len(words):
@@ -190,14 +189,15 @@ def score_entities(
 def _split_errors(
     reference: Sequence[str], spans: Sequence[Span], hypothesis: Sequence[str], alignment: Alignment
 ) -> tuple[list[Counts], Counts, list[list[int]]]:
-    """Errors in each entity, errors outside all, and the hypothesis positions that each entity was heard at."""
+    """Errors in each entity, errors outside all, and the hypothesis positions each entity was heard at."""
     owner: list[int | None] = [None] * len(reference)
-    for number, span in enumerate(spans):
-        owner[span.start : span.end] = [number] * (span.end - span.start)
+    for entity, span in enumerate(spans):
+        owner[span.start : span.end] = [entity] * (span.end - span.start)
     errors = [Counts() for _ in spans]
     heard: list[list[int]] = [[] for _ in spans]
     rest = Counts()
     next_word = 0
+    number: int | None
     for i, j in alignment:
         if i is None:
             step = Counts(ins=1)
@@ -220,7 +220,9 @@ def _split_errors(
 def _false_alarms(
     reference: Sequence[str], hypothesis: Sequence[str], finder: ListFinder, alignment: Alignment
 ) -> list[Span]:
-    spoken_at = {j: i for i, j in alignment if i is not None and j is not None and reference[i] == hypothesis[j]}
+    spoken_at = {
+        j: i for i, j in alignment if i is not None and j is not None and reference[i] == hypothesis[j]
+    }
 
     def spoken(span: Span) -> bool:
         first = spoken_at.get(span.start)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Alignment: TypeAlias = list[tuple[int | None, int | None]]
-"""Pairs (reference position, hypothesis position); None on the left is an insertion, on the right a deletion."""
+"""Pairs (reference position, hypothesis position); None left is an insertion, None right a deletion."""
 
 _DIAGONAL, _INSERTION, _DELETION = 0, 1, 2
 
@@ -106,9 +106,7 @@ def _moves(
 
 def count(alignment: Alignment, reference: Sequence[str], hypothesis: Sequence[str]) -> Counts:
     """Sum up an alignment."""
-    sub = sum(
-        1 for i, j in alignment if i is not None and j is not None and reference[i] != hypothesis[j]
-    )
+    sub = sum(1 for i, j in alignment if i is not None and j is not None and reference[i] != hypothesis[j])
     ins = sum(1 for i, _ in alignment if i is None)
     del_ = sum(1 for _, j in alignment if j is None)
     return Counts(sub, ins, del_, len(reference))

@@ -19,7 +19,7 @@ from recipes.stage import Stage
 
 
 class Kitchen:
-    """prepare -> words -> count, and a lone stage; each notes that it ran, ``params`` and ``bodies`` may change."""
+    """prepare -> words -> count, and a lone stage; each notes that it ran."""
 
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir

@@ -1,0 +1,59 @@
+"""``asr info``: what a model folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from asr.bundle import Bundle, load_bundle
+from asr.cli.console import put
+
+
+def info(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a model folder holds, after checking that it is whole.
+
+    Examples:
+
+    \b
+      asr info exp/model
+      asr info exp/model --json | jq .parameters
+    """
+    facts = describe(load_bundle(model))
+    put(json.dumps(facts, ensure_ascii=False) if as_json else _as_text(facts))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The facts: family, size, tokenizer, parts, digests and the whole configuration."""
+    from sentencepiece import SentencePieceProcessor
+
+    tokenizer = SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
+    parts = sorted(str(p.relative_to(bundle.folder)) for p in bundle.folder.rglob("*") if p.is_file())
+    rest = {k: v for k, v in bundle.config.items() if k not in ("format", "family", "sha256")}
+    return {
+        "model": str(bundle.folder),
+        "family": bundle.config["family"],
+        "format": bundle.config["format"],
+        "parameters": sum(t.numel() for t in bundle.tensors.values()),
+        "tensors": len(bundle.tensors),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in bundle.tensors.values()}),
+        "tokenizer_pieces": tokenizer.get_piece_size(),
+        "files": parts,
+        "sha256": bundle.config["sha256"],
+        "config": rest,
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(
+        {**facts, "parameters": f"{facts['parameters']:,}", "dtypes": ", ".join(facts["dtypes"])},
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    return text.rstrip("\n")

@@ -1,0 +1,290 @@
+"""``asr transcribe``: recordings to text, one or a hundred thousand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run_batch
+from asr.cli.console import Bar, put, say
+from asr.recordings import Recording, list_recordings
+from lm.errors import ConfigError, VocativeError
+
+if TYPE_CHECKING:
+    from asr.recognizer import Recognizer
+    from lm.classes import EntityCatalog
+
+ON_STDOUT = ("txt", "json")
+_RESULTS, _SEARCH, _SPEED = "Results", "Names and search", "Speed"
+
+
+def transcribe(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILES",
+            help="Recordings, folders, quoted patterns, Kaldi lists (.scp), - for a list on standard input.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="A model folder.", show_default=False)
+    ],
+    entities: Annotated[
+        Path | None,
+        typer.Option(
+            "--entities",
+            "-e",
+            metavar="LIST",
+            help="Names to recognise, by class: yaml, jsonl, csv, txt.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hypotheses kept; default: what the model says.", rich_help_panel=_SEARCH),
+    ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="NAMES",
+            help="With --out any of txt,json,jsonl,ctm,srt,vtt; without it txt or json (JSON lines).",
+            rich_help_panel=_RESULTS,
+        ),
+    ] = "txt",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="One file a recording and format, and results.jsonl; what is done there is skipped.",
+            rich_help_panel=_RESULTS,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do everything again.", rich_help_panel=_RESULTS)
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_SPEED)] = "cpu",
+    batch_s: Annotated[
+        float, typer.Option(min=1, help="Seconds of audio in a batch.", rich_help_panel=_SPEED)
+    ] = 60.0,
+) -> int:
+    """Turn recordings into text, with lists of names if you have them.
+
+    Without --out, prints a line a recording, in the order given: its id, a tab, its text.
+
+    With --out, a call that was stopped in any way goes on when it is run again.
+
+    Examples:
+
+    \b
+      asr transcribe call.wav --model exp/model
+      asr transcribe call.wav --model exp/model --entities contacts.yaml
+      asr transcribe calls/ "more/**/*.flac" -m exp/model -o results -f txt,json,ctm
+      asr transcribe test/wav.scp --model exp/model --beam 16 --out results
+      find . -name "*.wav" | asr transcribe - --model exp/model
+
+    A list of names, contacts.yaml:
+
+    \b
+      contact:
+        - Maja Novak
+        - text: Siobhan Byrne
+          spoken:
+            - shivawn burn
+          id: c17
+          weight: 2
+
+    Exit codes: 0 all done, 1 some failed, 2 the call cannot be used, 130 interrupted.
+    """
+    names = check_formats(formats, out)
+    recordings = list_recordings(files, sys.stdin)
+    catalog = _load_catalog(entities)
+    job = _Job(model, device, catalog, beam, batch_s)
+    if out is None:
+        return _to_stdout(job, recordings, names[0])
+    return _to_folder(job, recordings, names, out, overwrite)
+
+
+def check_formats(text: str, out: Path | None) -> list[str]:
+    """The names in ``--format``, each known and once.
+
+    Raises:
+        ConfigError: an unknown name, or one that standard output cannot take.
+    """
+    from asr.writers import FORMATS
+
+    names = list(dict.fromkeys(name for name in text.replace(" ", "").split(",") if name))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        raise ConfigError(f"--format {text!r}", f"some of {','.join(FORMATS)}", "correct the name")
+    if out is None and (len(names) > 1 or names[0] not in ON_STDOUT):
+        raise ConfigError(f"--format {text} without --out", " or ".join(ON_STDOUT), "add --out DIR")
+    return names
+
+
+class _Job:
+    """What is to be done, apart from where results go."""
+
+    def __init__(
+        self, model: Path, device: str, catalog: EntityCatalog | None, beam: int | None, batch_s: float
+    ) -> None:
+        from asr.bundle import bundle_fingerprint
+
+        self._model = model
+        self._device = device
+        self._catalog = catalog
+        self._beam = beam
+        self._batch_s = batch_s
+        self.settings: dict[str, Any] = {
+            "model": bundle_fingerprint(model),
+            "entities": catalog.fingerprint() if catalog else None,
+            "beam": beam,
+        }
+        self.notes: dict[str, Any] = {}
+        self.tally = Tally()
+        self.seconds = 0.0
+
+    def load(self) -> Recognise:
+        """The model, with the lists checked against it."""
+        recognizer = load_recognizer(self._model, self._device)
+        if self._catalog:
+            report = recognizer.report(self._catalog)
+            counts = report.counts()
+            if counts["partly"] or counts["failed"]:
+                say(f"warning: {report.summary()}; asr classes shows them all")
+            self.notes["entity_list"] = counts
+        options = recognizer.decoding
+        if self._beam is not None:
+            search = options.search.model_copy(update={"beam": self._beam})
+            options = options.model_copy(update={"search": search})
+        return partial(
+            recognizer.transcribe_many, entities=self._catalog, batch_s=self._batch_s, options=options
+        )
+
+    def run(self, recordings: Sequence[Recording], folder: ResultsFolder | None = None) -> Iterator[Outcome]:
+        """Outcomes one by one, counted; each error is a line on standard error at once."""
+        if not recordings:
+            return
+        recognise = self.load()
+        if folder:
+            folder.notes.update(self.notes)
+        sizes = {r.id: _size(r.path) for r in recordings}
+        start = time.monotonic()
+        wanted = folder is not None or not sys.stdout.isatty()
+        with Bar(sum(sizes.values()), len(recordings), wanted) as bar:
+            try:
+                for outcome in run_batch(recognise, recordings, folder):
+                    self.tally.add(outcome)
+                    if isinstance(outcome.result, VocativeError):
+                        say(f"failed: {outcome.result}")
+                    bar.advance(sizes[outcome.recording.id])
+                    yield outcome
+            finally:
+                self.seconds = time.monotonic() - start
+
+    def end(self, interrupted: bool, hint: str) -> int:
+        """Say what was done; returns the exit code."""
+        if interrupted:
+            say(f"interrupted; {hint}")
+        say(self.tally.summary(self.seconds))
+        if interrupted:
+            return 130
+        return 1 if self.tally.failed else 0
+
+
+def _to_folder(
+    job: _Job, recordings: Sequence[Recording], formats: Sequence[str], out: Path, overwrite: bool
+) -> int:
+    from asr.writers import write
+
+    interrupted = False
+    hint = "run the same command again to go on"
+    with ResultsFolder(out, formats, write, job.settings, overwrite=overwrite) as folder:
+        pending = folder.pending(recordings)
+        job.tally.skipped = len(recordings) - len(pending)
+        try:
+            for _ in job.run(pending, folder):
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+        except OutputError as error:
+            say(f"error: {error}")
+            job.end(False, hint)
+            return 1
+    return job.end(interrupted, hint)
+
+
+def _to_stdout(job: _Job, recordings: Sequence[Recording], kind: str) -> int:
+    lines: dict[str, str | None] = {}
+    waiting = deque(recording.id for recording in recordings)
+    interrupted = False
+    try:
+        for outcome in job.run(recordings):
+            lines[outcome.recording.id] = _line(outcome, kind, job.notes)
+            while waiting and waiting[0] in lines:
+                _print(lines.pop(waiting.popleft()))
+    except KeyboardInterrupt:
+        interrupted = True
+        for name in waiting:
+            _print(lines.get(name))
+    return job.end(interrupted, "add --out DIR to be able to go on where a call was stopped")
+
+
+def _line(outcome: Outcome, kind: str, notes: dict[str, Any]) -> str | None:
+    if kind == "json":
+        return json.dumps({**outcome.record(), **notes}, ensure_ascii=False)
+    if isinstance(outcome.result, VocativeError):
+        return None
+    return f"{outcome.recording.id}\t{outcome.result.text}"
+
+
+def _print(line: str | None) -> None:
+    if line is not None:
+        put(line)
+
+
+def _load_catalog(path: Path | None) -> EntityCatalog | None:
+    if path is None:
+        return None
+    from lm.classes import EntityCatalog
+
+    return EntityCatalog.load(path)
+
+
+def load_recognizer(model: Path, device: str) -> Recognizer:
+    """Load a model onto a device that exists.
+
+    Raises:
+        ConfigError: this machine has no such device.
+        BundleError: the model cannot be used.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        given = f"--device {device!r} ({reason})"
+        raise ConfigError(given, "a device of this machine such as cpu or cuda", "use --device cpu") from None
+    from asr.recognizer import Recognizer
+
+    return Recognizer.load(model, device)
+
+
+def _size(path: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        return float(path.stat().st_size)
+    return 0.0
