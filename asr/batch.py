@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from asr.recordings import Recording
+from asr.writers import to_dict
 from decoding.result import Transcript
 from lm.errors import ConfigError, DataError, VocativeError
 
@@ -47,8 +48,13 @@ class Outcome:
         row: dict[str, Any] = {"id": self.recording.id, "audio": os.path.abspath(self.recording.path)}
         if isinstance(self.result, VocativeError):
             return {**row, "error": str(self.result)}
-        entities = [asdict(span) for span in self.result.entities]
-        return {**row, "text": self.result.text, "seconds": self.result.duration_s, "entities": entities}
+        values = to_dict(replace(self.result, hypotheses=()))
+        return {
+            **row,
+            "text": values["text"],
+            "seconds": values["duration_s"],
+            "entities": values["entities"],
+        }
 
 
 @dataclass
@@ -164,13 +170,19 @@ class ResultsFolder:
 
     def pending(self, recordings: Sequence[Recording]) -> list[Recording]:
         """Those of ``recordings`` to recognise: new, changed or failed before; all when overwriting."""
+        if "jsonl" in self._formats and any(f"{r.id}.jsonl" == RESULTS for r in recordings):
+            raise ConfigError(
+                f"the result of a recording would replace {self._log}",
+                "recordings of another name",
+                "rename it or drop the format jsonl",
+            )
         self._fingerprints = {r.id: self._fingerprint(r) for r in recordings}
         return [r for r in recordings if self._overwrite or not self._is_done(r)]
 
     def save(self, outcome: Outcome) -> Outcome:
         """Write one outcome; its line in ``results.jsonl`` comes last. Returns what was saved.
 
-        A recording whose id cannot name a file becomes a failed one.
+        A recording whose id cannot name a file, or that a format cannot hold, becomes a failed one.
         """
         if isinstance(outcome.result, Transcript):
             try:
@@ -182,6 +194,8 @@ class ResultsFolder:
                 outcome = _unnameable(outcome, error)
             except UnicodeEncodeError as error:
                 outcome = _unnameable(outcome, error)
+            except VocativeError as error:
+                outcome = replace(outcome, result=error)
         row = {**outcome.record(), **self.notes, "fingerprint": self._fingerprints[outcome.recording.id]}
         self._append(row)
         return outcome

@@ -80,17 +80,18 @@ def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Re
 def read_scp(path: Path) -> list[Recording]:
     """Read a Kaldi ``wav.scp``: ``id path`` a line; commands and archive offsets are refused."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})", "a Kaldi wav.scp", "check the path") from None
     recordings = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, _, rest = line.strip().partition(" ")
-        audio, where = rest.strip(), f"{path} line {number}"
-        if not audio:
-            raise DataError(f"{where}: {line.strip()!r}", "'id path'", "add the path")
+        name, *rest = line.strip().split(maxsplit=1)
+        where = f"{path} line {number}"
+        if not rest:
+            raise DataError(f"{where}: {name!r}", "'id path'", "add the path")
+        audio = rest[0]
         if audio.endswith("|") or re.search(r"\.ark:\d+$", audio):
             fix = "write the audio to files and list those"
             raise DataError(f"{where}: {audio!r} is a command or an archive", "the path of a file", fix)

@@ -54,15 +54,13 @@ class Jsonl:
 class Ctm:
     """NIST CTM: file, channel 1, start, duration, word, confidence; times in seconds.
 
-    Starts never decrease, as scoring tools demand. Blanks in the id become ``_``: columns are split at blanks.
+    Starts never decrease, as scoring tools demand. Blanks in the id become ``_``: they split columns.
     """
 
     def render(self, transcript: Transcript) -> str:
         """One line a word; DataError where there are words but no times."""
         if transcript.text and not transcript.words:
-            raise DataError(
-                f"transcript {transcript.id!r} has no word times", "times for ctm", "choose txt or json"
-            )
+            raise _no_times(transcript, "ctm")
         name = "_".join(transcript.id.split())
         return "".join(
             f"{name} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} {word.confidence:.3f}\n"
@@ -86,11 +84,11 @@ class Vtt:
 
     def render(self, transcript: Transcript) -> str:
         """The header and cues with an empty line between them."""
-        cues = (
-            f"\n{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{html.escape(cue.text, quote=False)}\n"
-            for cue in _cues(transcript)
-        )
-        return "WEBVTT\n" + "".join(cues)
+        blocks = ["WEBVTT\n"]
+        for cue in _cues(transcript):
+            text = html.escape(cue.text, quote=False)
+            blocks.append(f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n")
+        return "\n".join(blocks)
 
 
 FORMATS: dict[str, Format] = {
@@ -194,6 +192,8 @@ _LINE, _LINES, _LONGEST_S, _PAUSE_S = 42, 2, 6.0, 0.8
 def _cues(transcript: Transcript) -> Iterator[_Cue]:
     """Cues of a few words; without word times one cue as long as the recording."""
     if not transcript.words:
+        if transcript.text and not math.isfinite(transcript.duration_s):
+            raise _no_times(transcript, "subtitles")
         if transcript.text:
             yield _cue(transcript.text, 0.0, transcript.duration_s)
         return
@@ -216,17 +216,22 @@ def _cue(text: str, start_s: float, end_s: float) -> _Cue:
     return _Cue(start_s, end_s, "\n".join(textwrap.wrap(text.replace("-->", "->"), _LINE)))
 
 
-def _in_order(words: Sequence[Word]) -> Iterator[Word]:
-    """The words with times that neither run backwards nor overlap nor lie before 0, and finite confidence.
+def _no_times(transcript: Transcript, what: str) -> DataError:
+    return DataError(f"transcript {transcript.id!r} has no times", f"times for {what}", "choose txt or json")
 
-    Word times are estimates of a frame or two; players and scoring tools refuse those that cross.
+
+def _in_order(words: Sequence[Word]) -> Iterator[Word]:
+    """The words with times in whole milliseconds that never run backwards, overlap or lie before 0.
+
+    Word times are estimates to a frame or two; players and scoring tools refuse those that cross. A
+    confidence that is not known becomes 0.
     """
     now = 0.0
     for number, word in enumerate(words):
-        start = max(now, word.start_s)
-        end = max(start, word.end_s)
+        start = max(now, round(word.start_s, 3))
+        end = max(start, round(word.end_s, 3))
         if number + 1 < len(words):
-            end = min(end, max(start, words[number + 1].start_s))
+            end = min(end, max(start, round(words[number + 1].start_s, 3)))
         confidence = min(max(word.confidence, 0.0), 1.0) if math.isfinite(word.confidence) else 0.0
         yield Word(word.text, start, end, confidence)
         now = end

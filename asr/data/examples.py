@@ -46,7 +46,7 @@ class Batch:
     """One training batch: features ``(B, S, F)`` and label tensors padded with 0.
 
     ``labels`` ``(B, U)`` are surface tokens; ``patterns`` are the transcripts with some entities replaced by
-    their tag (ids below V + C).
+    their tag (ids below V + C); ``text`` are sentences without speech in the same form, possibly none.
     """
 
     features: Tensor
@@ -55,6 +55,8 @@ class Batch:
     label_lengths: Tensor
     patterns: Tensor
     pattern_lengths: Tensor
+    text: Tensor
+    text_lengths: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
@@ -68,20 +70,26 @@ def make_batch(
     num_tokens: int,
     class_rate: float,
     generator: torch.Generator,
+    text: Sequence[Example] = (),
 ) -> Batch:
     """Join features with their transcripts; each entity becomes its tag with probability ``class_rate``."""
-    patterns = [
-        e.pattern(num_tokens, (torch.rand(len(e.spans), generator=generator) < class_rate).tolist())
-        for e in examples
-    ]
-    labels, label_lengths = _pad([list(e.labels) for e in examples])
-    padded, pattern_lengths = _pad(patterns)
-    return Batch(features, feature_lengths, labels, label_lengths, padded, pattern_lengths)
+
+    def patterns(chosen: Sequence[Example]) -> list[list[int]]:
+        drawn = [torch.rand(len(e.spans), generator=generator) < class_rate for e in chosen]
+        return [e.pattern(num_tokens, d.tolist()) for e, d in zip(chosen, drawn, strict=True)]
+
+    return Batch(
+        features,
+        feature_lengths,
+        *_pad([list(e.labels) for e in examples]),
+        *_pad(patterns(examples)),
+        *_pad(patterns(text)),
+    )
 
 
 def _pad(sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(s) for s in sequences])
-    padded = torch.zeros((len(sequences), max(int(lengths.max()), 1)), dtype=torch.long)
+    lengths = torch.tensor([len(s) for s in sequences], dtype=torch.long)
+    padded = torch.zeros((len(sequences), max((len(s) for s in sequences), default=0) or 1), dtype=torch.long)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
     return padded, lengths

@@ -15,6 +15,10 @@ class Family(Protocol):
     model: nn.Module
     stacking: int
 
+    def loss_config(self, values: dict[str, Any]) -> Any:
+        """The training objective's settings, as the model's ``losses`` takes them."""
+        ...
+
     def emitter(self, features: Tensor, lengths: Tensor, lm_scale: float, candidates: int) -> Any:
         """Encode ``features`` ``(B, S, F)`` and offer them to a search."""
         ...

@@ -218,7 +218,7 @@ class _FactorizedLogp(torch.autograd.Function):
                 torch.bmm(by_frame, by_label.mT, out=mass[at, :t, :u])
         # Every product below `tiny` is lost: up to V * tiny of the sum, which must stay within its rounding.
         limits = torch.finfo(dtype)
-        lost = (mass < acoustic.shape[2] * 0).nonzero()
+        lost = (mass < acoustic.shape[2] * limits.tiny / limits.eps).nonzero()
         log_mass = mass.log_().add_(frame_peak).add_(label_peak)
         for cells in _parts(lost, acoustic.shape[2]):
             log_mass[cells] = _cell_logits(acoustic, lm_logp, lm_scale, cells, dtype).logsumexp(-1)

@@ -1,4 +1,4 @@
-"""What a score is made of: the records of one utterance, and figures with their intervals over all of them."""
+"""What a score is made of: the record of one utterance, and figures with intervals over all."""
 
 from __future__ import annotations
 

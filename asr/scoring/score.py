@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from asr.scoring.bootstrap import Bootstrap, Floats, Interval, Statistic, f1, ratio
 from asr.scoring.entities import EntityCounts, ListFinder, Miss, Span, score_entities
@@ -62,6 +62,7 @@ class ScoreReport:
             "classes": {name: report.to_dict() for name, report in self.classes.items()},
             "false_alarms": self.false_alarms and self.false_alarms.to_dict(),
             "false_alarms_without_entities": self.plain_false_alarms and self.plain_false_alarms.to_dict(),
+            "misses": [{**asdict(miss), "number": number} for miss, number in self.misses],
             "missing": self.missing,
             "extra": self.extra,
             "utterances": {u.id: u.words.to_dict() for u in self.utterances},
@@ -172,7 +173,7 @@ def compare(reports: Mapping[str, ScoreReport], *, samples: int = 1000, seed: in
 
     The differences are paired: the same resampled utterances for both systems.
     """
-    _check_same_references(reports)
+    same_references(reports)
     cells = {name: {f: _cell(i, s) for f, i, s in figures(report)} for name, report in reports.items()}
     rows = list(dict.fromkeys(figure for column in cells.values() for figure in column))
     lines = _table([["", *reports], *([row, *(c.get(row, "-") for c in cells.values())] for row in rows)])
@@ -243,7 +244,8 @@ def _check_case(references: Mapping[str, TaggedText], hypotheses: Mapping[str, T
             )
 
 
-def _check_same_references(reports: Mapping[str, ScoreReport]) -> None:
+def same_references(reports: Mapping[str, ScoreReport]) -> None:
+    """Raise DataError unless all ``reports`` (at least one) are on the same references in the same order."""
     if not reports:
         raise DataError("no reports", "at least one system", "score a system first")
     first, *others = reports

@@ -27,6 +27,8 @@ class TrainingConfig(Config):
     """Decoupled weight decay on matrices."""
     clip_norm: float = Field(5.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    text_sentences: int = Field(0, ge=0)
+    """Sentences of text without speech in each batch, for the language model inside the model."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the matrix products; losses are always computed in fp32."""
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)

@@ -57,6 +57,7 @@ class Trainer:
         loader: features by utterance id.
         num_tokens: V.
         folder: checkpoints, weights after each epoch, ``log.jsonl`` and TensorBoard files are written here.
+        text: sentences without speech, for families with a language model inside.
         fingerprint: identifies everything above, so that only this run's own checkpoints are continued.
         device: where to train.
         on_step: called after each update with (updates done, updates in all, loss).
@@ -74,6 +75,7 @@ class Trainer:
         num_tokens: int,
         folder: Path,
         fingerprint: str,
+        text: Sequence[Example] = (),
         device: str = "cpu",
         on_step: Callable[[int, int, float], None] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class Trainer:
         self.valid = valid
         self.loader = loader
         self.num_tokens = num_tokens
+        self.text = text
         self.folder = folder
         self.device = torch.device(device)
         self.on_step = on_step
@@ -161,9 +164,13 @@ class Trainer:
         features, lengths = self.loader.collate([self.loader.load(i, speeds[s]) for i, s in zip(ids, drawn, strict=True)])
         if training:
             features = spec_augment(features, lengths, self.config.spec_augment, generator)
+        text: list[Example] = []
+        if training and self.text:
+            drawn_text = torch.randint(len(self.text), (self.config.text_sentences,), generator=generator)
+            text = [self.text[i] for i in drawn_text.tolist()]
         rate = self.loss_config.class_rate
         examples = [self.examples[i] for i in ids]
-        return make_batch(features, lengths, examples, self.num_tokens, rate, generator)
+        return make_batch(features, lengths, examples, self.num_tokens, rate, generator, text)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from pydantic import Field
 
+from asr.data.kaldi import Utterance, read_data_dir, read_table, write_data_dir
 from lm.config import Config
 from lm.errors import ConfigError, DataError
-from lm.tagged_text import Segment, TaggedText, render
+from lm.tagged_text import Segment, TaggedText, parse, render
 from recipes.console import say
 from recipes.corpora.an4_values import DIGITS, MAKERS, TEENS, TENS
 
 CLASSES = ("surname", "given_name", "street", "city", "zip", "phone", "birth_date")
 PLAIN_FIELDS = ("street_number", "other")
-FILES = ("wav.scp", "text", "utt2spk", "utt2field")
+FILES = ("wav.scp", "text", "utt2spk", "utt2field", "spk2gender")
 UTTERANCES = {"train": 948, "test": 130}
 _NUMBERS = {word: str(value) for value, word in enumerate((*DIGITS, *TEENS))} | {"ZERO": "0"}
 _TENS = {word: str(value) for value, word in enumerate(TENS, 2)}
@@ -40,23 +41,6 @@ class An4Config(Config):
     """Speakers taken out of the original training set for dev, as evenly by gender as possible."""
     distractors: int = Field(default=200, ge=0)
     """Entries a class that an entity list has beyond the values said in its split."""
-
-
-@dataclass(frozen=True)
-class An4Utterance:
-    """One line of AN4; ``field`` is what the utterance holds, ``gender`` is '' where unknown."""
-
-    id: str
-    speaker: str
-    gender: str
-    field: str
-    text: str
-    audio: Path
-
-    @property
-    def tagged(self) -> TaggedText:
-        """The transcript with its census value as an entity."""
-        return tag(self.field, self.text)
 
 
 def prepare(corpus_dir: Path, out_dir: Path, config: An4Config) -> None:
@@ -79,7 +63,8 @@ def prepare(corpus_dir: Path, out_dir: Path, config: An4Config) -> None:
             "other speakers in test",
             "restore the corpus",
         )
-    held_out = choose_dev_speakers(train, config)
+    gender = read_table(corpus_dir / "train" / "spk2gender")
+    held_out = choose_dev_speakers({u.speaker: gender.get(u.speaker, "") for u in train}, config)
     splits = {
         "train": [u for u in train if u.speaker not in held_out],
         "dev": [u for u in train if u.speaker in held_out],
@@ -94,47 +79,39 @@ def prepare(corpus_dir: Path, out_dir: Path, config: An4Config) -> None:
         for name in splits
     }
     for name, utterances in splits.items():
-        _write_split(out_dir / name, utterances)
+        write_data_dir(utterances, out_dir / name)
         file = "entities.yaml" if name == "test" else f"{name}_entities.yaml"
         _write_entities(out_dir / file, lists[name])
-    _write_lines(out_dir / "lm_text.txt", (render(u.tagged) for u in splits["train"]))
+    lm_text = "".join(f"{u.extra['tagged']}\n" for u in splits["train"])
+    (out_dir / "lm_text.txt").write_text(lm_text, encoding="utf-8")
     for line in statistics(splits, values):
         say(line)
 
 
-def read_split(corpus_dir: Path, split: str) -> list[An4Utterance]:
-    """Utterances of the original ``train`` or ``test``, by id.
+def read_split(corpus_dir: Path, split: str) -> list[Utterance]:
+    """Utterances of the original ``train`` or ``test``, by id, with ``field`` and ``tagged`` in ``extra``.
 
     Raises:
-        DataError: a file is missing, the files list different utterances, or a field is unknown.
+        DataError: a file is missing or damaged, or an utterance has no known field.
     """
     folder = corpus_dir / split
-    audio, text, speaker, field = (_read_table(folder / name) for name in FILES)
-    for name, table in zip(FILES[1:], (text, speaker, field), strict=True):
-        differing = set(audio) ^ set(table)
-        if differing:
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} has no {missing[0]}",
+            f"the AN4 folder, with {', '.join(FILES)} in train and in test",
+            "point to the folder that holds train, test and audio",
+        )
+    utterances = sorted(read_data_dir(folder, root=corpus_dir.resolve()), key=lambda u: u.id)
+    for utterance in utterances:
+        if utterance.extra.get("field") not in CLASSES + PLAIN_FIELDS:
             raise DataError(
-                f"{folder}: {min(differing)} is in only one of wav.scp and {name}",
-                "the same utterances in all files",
-                "restore the corpus",
-            )
-    gender = _read_table(folder / "spk2gender")
-    for id_, kind in field.items():
-        if kind not in CLASSES + PLAIN_FIELDS:
-            raise DataError(
-                f"{folder / 'utt2field'}: {id_} holds {kind!r}",
+                f"{folder / 'utt2field'}: {utterance.id} holds {utterance.extra.get('field')!r}",
                 f"one of {', '.join(CLASSES + PLAIN_FIELDS)}",
                 "restore the corpus",
             )
-    if len(audio) != UTTERANCES[split]:
-        say(f"warning: {folder} has {len(audio)} utterances, the published set has {UTTERANCES[split]}")
-    root = corpus_dir.resolve()
-    utterances = [
-        An4Utterance(
-            id_, speaker[id_], gender.get(speaker[id_], ""), field[id_], text[id_], root / audio[id_]
-        )
-        for id_ in sorted(audio)
-    ]
+    if len(utterances) != UTTERANCES[split]:
+        say(f"warning: {folder} has {len(utterances)} utterances, the published set has {UTTERANCES[split]}")
     lost = [u.audio for u in utterances if not u.audio.is_file()]
     if lost:
         raise DataError(
@@ -142,7 +119,9 @@ def read_split(corpus_dir: Path, split: str) -> list[An4Utterance]:
             "every recording of wav.scp",
             "restore the corpus",
         )
-    return utterances
+    return [
+        replace(u, extra={**u.extra, "tagged": render(tag(u.extra["field"], u.text))}) for u in utterances
+    ]
 
 
 def tag(field: str, text: str) -> TaggedText:
@@ -187,13 +166,12 @@ def written_form(class_name: str, spoken: str) -> str:
     return " ".join(parts).replace(" '", "'")
 
 
-def choose_dev_speakers(train: Sequence[An4Utterance], config: An4Config) -> set[str]:
-    """Speakers for dev, alternating between the genders while both last.
+def choose_dev_speakers(gender: Mapping[str, str], config: An4Config) -> set[str]:
+    """Speakers for dev out of those with a ``gender`` ('' if unknown), alternating while all genders last.
 
     Raises:
         ConfigError: no speaker would be left for training.
     """
-    gender = {u.speaker: u.gender for u in train}
     if config.dev_speakers >= len(gender):
         raise ConfigError(
             f"dev_speakers = {config.dev_speakers}",
@@ -201,20 +179,17 @@ def choose_dev_speakers(train: Sequence[An4Utterance], config: An4Config) -> set
             "lower dev_speakers",
         )
     rng = random.Random(config.seed)
-    groups = [
-        rng.sample(group, len(group))
-        for kind in sorted(set(gender.values()))
-        if (group := sorted(s for s, g in gender.items() if g == kind))
-    ]
-    turns = [speaker for turn in zip_longest(*groups) for speaker in turn if speaker is not None]
+    groups = [sorted(s for s, g in gender.items() if g == kind) for kind in sorted(set(gender.values()))]
+    shuffled = [rng.sample(group, len(group)) for group in groups]
+    turns = [speaker for turn in zip_longest(*shuffled) for speaker in turn if speaker is not None]
     return set(turns[: config.dev_speakers])
 
 
-def entity_values(utterances: Iterable[An4Utterance]) -> Values:
+def entity_values(utterances: Iterable[Utterance]) -> Values:
     """The values said in some utterances."""
     found: dict[str, dict[str, set[str]]] = {name: {} for name in CLASSES}
     for utterance in utterances:
-        for name, spoken, _, _ in utterance.tagged.entities:
+        for name, spoken, _, _ in parse(utterance.extra["tagged"]).entities:
             found[name].setdefault(written_form(name, spoken), set()).add(spoken)
     return {name: {w: tuple(sorted(s)) for w, s in sorted(kind.items())} for name, kind in found.items()}
 
@@ -257,11 +232,11 @@ def _fill(
     return dict(sorted(entries.items()))
 
 
-def statistics(splits: Mapping[str, Sequence[An4Utterance]], values: Mapping[str, Values]) -> list[str]:
+def statistics(splits: Mapping[str, Sequence[Utterance]], values: Mapping[str, Values]) -> list[str]:
     """What is in the splits, and how many test values the training set holds too, as lines to print."""
     lines = []
     for name, utterances in splits.items():
-        entities = [entity for u in utterances for entity in u.tagged.entities]
+        entities = [entity for u in utterances for entity in parse(u.extra["tagged"]).entities]
         words = sum(len(u.text.split()) for u in utterances)
         share = sum(end - start for _, _, start, end in entities) / max(words, 1)
         speakers = len({u.speaker for u in utterances})
@@ -273,7 +248,7 @@ def statistics(splits: Mapping[str, Sequence[An4Utterance]], values: Mapping[str
         said = [
             written_form(kind, spoken)
             for u in splits["test"]
-            for name, spoken, _, _ in u.tagged.entities
+            for name, spoken, _, _ in parse(u.extra["tagged"]).entities
             if name == kind
         ]
         seen = sum(written in values["train"][kind] for written in said)
@@ -296,38 +271,6 @@ def _digits(words: Sequence[str]) -> str:
         else:
             digits += _NUMBERS[word]
     return digits
-
-
-def _read_table(path: Path) -> dict[str, str]:
-    """``id value`` lines."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error})",
-            f"the AN4 folder, with {', '.join(FILES)} and spk2gender in train and test",
-            "point to the folder that holds train, test and audio",
-        ) from None
-    table: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        id_, _, value = line.partition(" ")
-        if not id_ or not value.strip() or id_ in table:
-            raise DataError(f"{path}:{number}: {line!r}", "'id value', every id once", "restore the corpus")
-        table[id_] = " ".join(value.split())
-    return table
-
-
-def _write_split(folder: Path, utterances: Sequence[An4Utterance]) -> None:
-    _write_lines(folder / "wav.scp", (f"{u.id} {u.audio}" for u in utterances))
-    _write_lines(folder / "text", (f"{u.id} {u.text}" for u in utterances))
-    _write_lines(folder / "utt2spk", (f"{u.id} {u.speaker}" for u in utterances))
-    _write_lines(folder / "utt2field", (f"{u.id} {u.field}" for u in utterances))
-    _write_lines(folder / "tagged", (f"{u.id} {render(u.tagged)}" for u in utterances))
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_entities(path: Path, values: Values) -> None:

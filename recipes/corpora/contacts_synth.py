@@ -152,6 +152,7 @@ class Engine:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(reader)  # or the child would wait for itself if this process were killed
             self._speak_and_exit(item, writer)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -378,3 +379,11 @@ def test_a_hundred_thousand_entries_encode_in_about_a_second() -> None:
     encoded = encode_catalog(catalog, TOKENIZER)
     assert encoded.report.summary().startswith(f"{len(names)} entries in 1 classes: {len(names)} ok")
     assert time.perf_counter() - began < 5.0
+
+
+def test_weights_of_duplicates_add_up_alike_in_any_order() -> None:
+    for weights in itertools.permutations([1e16, 1.0, 1.0, 0.1]):
+        catalog = EntityCatalog.from_mapping(
+            {"song": [{"text": "A", "weight": weight} for weight in weights]}
+        )
+        assert entries(catalog, "song") == [EntityEntry("A", weight=1e16 + 2)]

@@ -268,3 +268,13 @@ def test_normal_forms_of_single_characters_are_stable_and_hold_no_markup() -> No
         once = UNIGRAM.normalise(f"a{chr(code)}b")
         assert UNIGRAM.normalise(once) == once
         assert not set("<>\u2581") & set(once)
+
+
+def test_a_class_tag_is_a_word_of_its_own() -> None:
+    inner = UNIGRAM.starts_word.tolist().index(False)
+    tag = UNIGRAM.vocab_size
+    assert UNIGRAM.words([inner, tag, inner, inner]) == [
+        (UNIGRAM.pieces[inner], 0, 1),
+        ("<song>", 1, 2),
+        (UNIGRAM.pieces[inner] * 2, 2, 4),
+    ]

@@ -187,13 +187,14 @@ def test_tags(field: str, text: str, expected: str) -> None:
 
 def test_what_is_not_an4_is_named(fake: Path, tmp_path: Path) -> None:
     config = An4Config(dev_speakers=1, distractors=0)
-    with pytest.raises(DataError, match=r"wav\.scp cannot be read"):
+    with pytest.raises(DataError, match=r"train has no wav\.scp"):
         prepare(tmp_path, tmp_path / "out", config)
     for file, old, new, message in (
         ("test/utt2field", "zip-fc zip", "zip-fc postcode", "zip-fc holds 'postcode'"),
-        ("test/utt2spk", "zip-fc fc\n", "", r"zip-fc is in only one of wav\.scp and utt2spk"),
+        ("test/utt2spk", "zip-fc fc\n", "", "zip-fc"),
+        ("test/utt2field", "zip-fc zip\n", "", "zip-fc holds None"),
         ("test/utt2spk", "zip-fc fc", "zip-fc fa", "fa speaks in train and test"),
-        ("test/text", "zip-fc ONE", "zip-mc ONE", "'id value', every id once"),
+        ("test/text", "zip-fc ONE", "zip-mc ONE", "zip-mc"),
         ("test/wav.scp", "audio/zip-fc", "audio/lost", r"lost\.flac and 0 other"),
     ):
         broken = tmp_path / "broken"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asr.families.factorized.config import FactorizedConfig
+from asr.families.factorized.config import FactorizedConfig, FactorizedLossConfig
 from asr.families.factorized.emitter import FactorizedEmitter
 from asr.families.factorized.model import FactorizedTransducer
 from lm.config import build_config
@@ -19,6 +19,10 @@ class FactorizedFamily:
     def __init__(self, model: FactorizedTransducer) -> None:
         self.model = model
         self.stacking = model.config.encoder.stacking
+
+    def loss_config(self, values: dict[str, Any]) -> FactorizedLossConfig:
+        """The training objective's settings."""
+        return build_config(FactorizedLossConfig, values, "loss")
 
     def emitter(self, features: Tensor, lengths: Tensor, lm_scale: float, candidates: int) -> FactorizedEmitter:
         """Encode ``features`` ``(B, S, F)`` and offer them to a search."""

@@ -81,6 +81,10 @@ class FactorizedTransducer(nn.Module):
             tagged = self.predictor(batch.patterns).float().log_softmax(-1)
             parts["class_lm"] = _cross_entropy(tagged, batch.patterns, batch.pattern_lengths)
             weights["class_lm"] = config.class_weight
+        if len(batch.text):
+            logp = self.predictor(batch.text).float().log_softmax(-1)
+            parts["text_lm"] = _cross_entropy(logp, batch.text, batch.text_lengths)
+            weights["text_lm"] = config.lm_weight
         parts["total"] = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return parts
 

@@ -1,0 +1,57 @@
+"""Configuration of a recognition recipe: what differs between corpora, models and systems, in one YAML file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from asr.decoding_config import DecodingConfig
+from asr.features import FeatureConfig
+from asr.training.config import TrainingConfig
+from lm.config import Config
+
+
+class TokenizerConfig(Config):
+    """The subword units."""
+
+    vocab_size: int = Field(100, ge=2)
+    """V, surface tokens; fewer when the text has no more to give."""
+    model_type: Literal["unigram", "bpe", "char"] = "unigram"
+    """How SentencePiece finds them."""
+
+
+class SystemConfig(Config):
+    """One row of the results: the trained model searched in one way."""
+
+    name: str
+    """What the row is called."""
+    decoding: dict[str, Any] = {}
+    """Changes to the recipe's ``decoding``."""
+    tune: dict[str, list[float]] = {}
+    """Values to try on dev, by name of a decoding setting; all combinations, the lowest dev WER wins."""
+
+
+class RecipeConfig(Config):
+    """A whole experiment."""
+
+    corpus: Literal["an4", "contacts"]
+    """Which corpus, one of ``recipes/corpora``."""
+    data: dict[str, Any] = {}
+    """Settings of that corpus."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """The subword units."""
+    features: FeatureConfig = FeatureConfig()
+    """Acoustic features."""
+    family: str = "factorized"
+    """Model family, a folder of ``asr/families``."""
+    model: dict[str, Any] = {}
+    """Shape of the model: the family's configuration."""
+    loss: dict[str, Any] = {}
+    """The family's training objective."""
+    training: TrainingConfig = TrainingConfig()
+    """The training run."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How the model is searched; kept in the finished model."""
+    systems: list[SystemConfig] = Field(min_length=1)
+    """What is compared on the test set; the last one's settings become the model's own."""

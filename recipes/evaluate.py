@@ -1,0 +1,176 @@
+"""From trained weights to a model folder, transcripts, scores and a report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from asr.decoding_config import DecodingConfig
+from decoding.result import Transcript
+from lm.config import build_config, merge
+from lm.errors import VocativeError
+from recipes.config import RecipeConfig, SystemConfig
+from recipes.console import progress, say
+from recipes.train import Layout
+
+
+def tune_and_pack(config: RecipeConfig, folder: Layout) -> None:
+    """Choose every system's settings on dev and write the model folder with the last system's."""
+    from asr.bundle import save_bundle
+    from asr.training.checkpoint import load_tensors
+
+    values = {
+        "family": config.family,
+        "model": config.model,
+        "features": config.features.model_dump(mode="json"),
+        "decoding": config.decoding.model_dump(mode="json"),
+    }
+    readme = f"# Vocative model\n\nTrained by the recipe `{config.corpus}`, seed {config.training.seed}.\n"
+    tensors, tokenizer = load_tensors(folder.weights), folder.tokenizer.read_bytes()
+    save_bundle(folder.model, values, tensors, tokenizer, readme)
+    chosen = {system.name: _tune(system, config.decoding, folder) for system in config.systems}
+    folder.tuned.write_text(json.dumps(chosen, indent=1))
+    values["decoding"] = chosen[config.systems[-1].name]["decoding"]
+    save_bundle(folder.model, values, tensors, tokenizer, readme)
+
+
+def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[str, Any]:
+    """The settings with the lowest dev WER, and that of every combination tried; ties go to the first."""
+    from asr.recognizer import Recognizer
+    from lm.classes import EntityCatalog
+
+    recognizer = Recognizer.load(folder.model)
+    start = merge(base.model_dump(mode="json"), system.decoding)
+    references = _references(folder, "dev")
+    catalog = EntityCatalog.load(folder.data / "dev_entities.yaml")
+    names, grids = list(system.tune), list(system.tune.values())
+    tried: list[tuple[float, dict[str, Any]]] = []
+    for combination in itertools.product(*grids):
+        values = start | dict(zip(names, combination, strict=True))
+        options = build_config(DecodingConfig, values, f"system {system.name!r}")
+        found = dict(_transcribe(recognizer, folder, "dev", catalog, options))
+        tried.append((_word_error_rate(references, found), values))
+    best_rate, best = min(tried, key=lambda pair: pair[0])
+    settings = {name: best[name] for name in names}
+    say(f"    {system.name}: dev WER {100 * best_rate:.2f} % with {settings or 'no choice to make'}")
+    rows = [{"wer": rate, **{name: values[name] for name in names}} for rate, values in tried]
+    return {"decoding": best, "dev": rows}
+
+
+def decode(folder: Layout, split: str) -> None:
+    """Transcribe ``split`` with every system, one JSON line a recording."""
+    from asr.recognizer import Recognizer
+    from lm.classes import EntityCatalog
+
+    recognizer = Recognizer.load(folder.model)
+    catalog = EntityCatalog.load(folder.data / "entities.yaml")
+    say(f"    entity lists: {recognizer.report(catalog).summary()}")
+    for name, tuned in json.loads(folder.tuned.read_text()).items():
+        options = build_config(DecodingConfig, tuned["decoding"], f"system {name!r}")
+        began, audio_s = time.monotonic(), 0.0
+        target = folder.hypotheses(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for _, result in _transcribe(recognizer, folder, split, catalog, options, name):
+            audio_s += result.duration_s
+            lines.append(_json_line(result))
+        target.write_text("".join(lines))
+        took_s = time.monotonic() - began
+        say(f"    {name}: {len(lines)} recordings, {audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time")
+
+
+def score_systems(config: RecipeConfig, folder: Layout) -> None:
+    """Score every system on the test set, print them side by side, write RESULTS.json and report.html."""
+    from asr.scoring.report import write_report
+    from asr.scoring.score import compare, score
+    from asr.writers import from_dict
+    from lm.classes import EntityCatalog
+
+    references = _references(folder, "test")
+    catalog = EntityCatalog.load(folder.data / "entities.yaml")
+    systems, reports = {}, {}
+    for system in config.systems:
+        rows = folder.hypotheses(system.name).read_text().splitlines()
+        systems[system.name] = {t.id: t for t in (from_dict(json.loads(row)) for row in rows)}
+        spans = system.decoding.get("biasing", config.decoding.biasing) == "classes"
+        reports[system.name] = score(references, systems[system.name], catalog, emits_spans=spans)
+    synthetic = config.corpus == "contacts"
+    say(f"\n{config.corpus} test{', SYNTHETIC speech' if synthetic else ''}: {len(references)} utterances\n")
+    say(compare(reports))
+    figures = {name: json.loads(report.to_json()) for name, report in reports.items()}
+    folder.results.write_text(json.dumps(figures, indent=1))
+    write_report(
+        folder.report,
+        f"{config.corpus}: {', '.join(reports)}",
+        reports,
+        audio=_audio(folder, "test"),
+        curves=_curves(folder.training / "log.jsonl"),
+        synthetic=synthetic,
+    )
+    say(f"\nreport: {folder.report}")
+
+
+def _transcribe(
+    recognizer: Any, folder: Layout, split: str, catalog: Any, options: DecodingConfig, title: str = ""
+) -> Iterable[tuple[str, Transcript]]:
+    """Transcripts by utterance id; a recording that fails ends the stage, for a score would be wrong."""
+    import torch
+
+    torch.set_num_threads(1)
+    paths = _audio(folder, split)
+    names = list(paths)
+    results = recognizer.transcribe_many(list(paths.values()), entities=catalog, options=options)
+    with progress(f"    {title or split}", len(names)) as shown:
+        for number, (name, (_, result)) in enumerate(zip(names, results, strict=True), start=1):
+            if isinstance(result, VocativeError):
+                raise result
+            shown(number)
+            yield name, _named(result, name)
+
+
+def _named(result: Transcript, name: str) -> Transcript:
+    from dataclasses import replace
+
+    return replace(result, id=name)
+
+
+def _audio(folder: Layout, split: str) -> dict[str, Path]:
+    from asr.data.manifest import load_cuts
+
+    return {cut.id: Path(cut.recording.sources[0].source) for cut in load_cuts(folder.cuts(split))}
+
+
+def _references(folder: Layout, split: str) -> dict[str, Any]:
+    from asr.data.kaldi import read_table
+    from lm.tagged_text import parse
+
+    return {name: parse(text) for name, text in read_table(folder.data / split / "tagged").items()}
+
+
+def _word_error_rate(references: dict[str, Any], found: dict[str, Transcript]) -> float:
+    import jiwer
+
+    names = list(references)
+    rate: float = jiwer.wer([references[n].surface for n in names], [found[n].text for n in names])
+    return rate
+
+
+def _json_line(result: Transcript) -> str:
+    from asr.writers import Jsonl
+
+    return Jsonl().render(result)
+
+
+def _curves(log: Path) -> list[Any]:
+    """Training and validation loss by epoch."""
+    from asr.scoring.report import Curve
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [
+        Curve(f"{title} loss", [(row["epoch"] + 1, row[split]["total"]) for row in rows if "total" in row[split]])
+        for split, title in (("train", "training"), ("valid", "validation"))
+    ]

@@ -1,0 +1,172 @@
+"""From prepared data to trained weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm.errors import DataError
+from recipes.config import RecipeConfig, TokenizerConfig
+from recipes.console import progress, say
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an experiment keeps its files."""
+
+    workdir: Path
+
+    @property
+    def data(self) -> Path:
+        """Kaldi-style folders train, dev and test, entity lists and LM text."""
+        return self.workdir / "data"
+
+    def cuts(self, split: str) -> Path:
+        """The lhotse manifest of a split."""
+        return self.workdir / "manifests" / f"{split}.jsonl.gz"
+
+    @property
+    def tokenizer(self) -> Path:
+        """SentencePiece model."""
+        return self.workdir / "tokenizer.model"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints and logs of the training."""
+        return self.workdir / "training"
+
+    @property
+    def weights(self) -> Path:
+        """The averaged weights."""
+        return self.workdir / "weights.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished model folder."""
+        return self.workdir / "model"
+
+    @property
+    def tuned(self) -> Path:
+        """Decoding settings of every system, chosen on dev."""
+        return self.workdir / "tuned.json"
+
+    def hypotheses(self, system: str) -> Path:
+        """What a system recognised in the test set."""
+        name = "".join(c if c.isalnum() else "-" for c in system.lower()).strip("-")
+        return self.workdir / "results" / f"{name}.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The figures of all systems."""
+        return self.workdir / "RESULTS.json"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.workdir / "report.html"
+
+
+def make_manifests(folder: Layout, splits: Sequence[str]) -> None:
+    """Write the lhotse manifest of each split; recordings that cannot be used are named and left out."""
+    from asr.data.kaldi import read_data_dir, read_table
+    from asr.data.manifest import save_cuts, to_cuts
+
+    for split in splits:
+        tagged = read_table(folder.data / split / "tagged")
+        cuts, problems = to_cuts(read_data_dir(folder.data / split))
+        for problem in problems:
+            say(f"    {split}: left out {problem.id}: {problem.error}", "red")
+        if not len(cuts):
+            raise DataError(f"no usable recording in {folder.data / split}", "at least one", "check the corpus")
+
+        def with_tags(cut):  # type: ignore[no-untyped-def]
+            cut.supervisions[0].custom = {"tagged": tagged[cut.id]}  # noqa: B023
+            return cut
+
+        save_cuts(cuts.map(with_tags).to_eager(), folder.cuts(split))
+        hours = sum(cut.duration for cut in cuts) / 3600
+        say(f"    {split}: {len(cuts)} utterances, {hours:.2f} hours, {len(problems)} left out")
+
+
+def make_tokenizer(folder: Layout, config: TokenizerConfig, classes: Sequence[str]) -> None:
+    """Train the tokenizer on the transcripts and the text for language models."""
+    from asr.data.kaldi import read_table
+    from lm.tokenizer import Tokenizer
+
+    lines = list(read_table(folder.data / "train" / "tagged").values())
+    lines += (folder.data / "lm_text.txt").read_text().splitlines()
+    tokenizer = Tokenizer.train(lines, config.vocab_size, list(classes), config.model_type, case="upper")
+    tokenizer.save(folder.tokenizer)
+    say(f"    {tokenizer.vocab_size} surface tokens, {tokenizer.num_classes} classes")
+
+
+def train_model(config: RecipeConfig, folder: Layout) -> None:
+    """Train, or go on training, and write the averaged weights."""
+    import torch
+
+    from asr.data.batches import BatchPlan, FeatureLoader
+    from asr.data.examples import Example
+    from asr.data.manifest import load_cuts
+    from asr.families import load_family
+    from asr.features import FeatureNormaliser
+    from asr.training.checkpoint import save_tensors
+    from asr.training.loop import Trainer
+    from lm.tokenizer import Tokenizer
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settings = config.training
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    cuts = {split: load_cuts(folder.cuts(split)) for split in ("train", "dev")}
+    everything = cuts["train"] + cuts["dev"]
+    loader = FeatureLoader(everything, config.features, speeds=tuple({1.0, *settings.speeds}))
+    examples = {
+        cut.id: Example.from_text(cut.id, cut.supervisions[0].custom["tagged"], tokenizer) for cut in everything
+    }
+    family = load_family(config.family, config.model, tokenizer, "the recipe")
+    say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
+    statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
+    family.model.normaliser.load_state_dict(statistics.state_dict())
+    text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
+    plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
+    valid = BatchPlan(cuts["dev"], max(settings.batch_s, 60.0)).epoch(0)
+    trainer = Trainer(
+        model=family.model,
+        loss_config=family.loss_config(config.loss),
+        config=settings,
+        examples=examples,
+        train=plan,
+        valid=valid,
+        loader=loader,
+        num_tokens=tokenizer.vocab_size,
+        folder=folder.training,
+        fingerprint=_fingerprint(config, folder),
+        text=text,
+    )
+    with progress("    training", trainer.steps) as shown:
+        trainer.on_step = lambda step, steps, loss: shown(step)
+        weights = trainer.run()
+    save_tensors(folder.weights, weights)
+
+
+def _read_text(path: Path, tokenizer):  # type: ignore[no-untyped-def]
+    """Sentences without speech."""
+    from asr.data.examples import Example
+
+    lines = path.read_text().splitlines()
+    return [Example.from_text(f"text-{i}", line, tokenizer) for i, line in enumerate(lines) if line.strip()]
+
+
+def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
+    """Identifies what a checkpoint of this training depends on."""
+    chosen = {n: config.model_dump(mode="json")[n] for n in ("family", "model", "loss", "features", "training")}
+    del chosen["training"]["threads"], chosen["training"]["checkpoint_s"]
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+    for path in (folder.tokenizer, folder.cuts("train")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

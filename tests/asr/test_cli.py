@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import asr.cli.transcribe
+from asr.bundle import save_bundle
+from asr.cli.main import VERBS, build_app
+from asr.decoding_config import DecodingConfig
+from decoding.result import Transcript
+from lm.errors import AudioError, EntityListError, VocativeError
+
+CALLS = ["--help", "-h", "transcribe --help", "score --help", "classes --help", "info --help"]
+
+
+class Report:
+    """Shaped like the encoding report of a list of which one entry in three encodes in part."""
+
+    def counts(self) -> dict[str, int]:
+        return {"ok": 2, "partly": 1, "failed": 0}
+
+    def summary(self) -> str:
+        return "3 entries in 1 classes: 2 ok, 1 partly"
+
+
+class Fake:
+    """Shaped like a recognizer; the text tells the content, the beam and the list."""
+
+    decoding = DecodingConfig()
+
+    def report(self, catalog: Any) -> Report:
+        if "stranger" in catalog.classes:
+            raise EntityListError("class 'stranger'", "a class of the model", "rename it")
+        return Report()
+
+    def transcribe_many(
+        self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: DecodingConfig
+    ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
+        time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
+        # Out of order on purpose: the command puts results back in the order given.
+        for path in reversed(list(paths)):
+            time.sleep(float(os.environ.get("FAKE_S", "0")))
+            if not path.exists():
+                yield path, AudioError(f"{path} does not exist", "a recording", "check the path")
+                continue
+            if path.read_bytes() == b"bug":
+                raise KeyError("bug in the search")
+            text = f"{path.read_text()} beam {options.search.beam} list {bool(entities)} batch {batch_s}"
+            yield path, Transcript(path.stem, text, 2.0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_bundle(tmp_path / "model", {"family": "factorized"}, {"a": torch.ones(3, 2)}, b"", "")
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for name in ("c", "a", "b"):
+        (tmp_path / "in" / f"{name}.wav").write_text(name.upper())
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    path = tmp_path / "contacts.yaml"
+    path.write_text("contact:\n  - maja novak\n")
+    return path
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+    """Models that were loaded, with their device."""
+    calls: list[tuple[Path, str]] = []
+
+    def load(model: Path, device: str) -> Any:
+        calls.append((model, device))
+        return Fake()
+
+    monkeypatch.setattr(asr.cli.transcribe, "load_recognizer", load)
+    return calls
+
+
+def call(*words: object, stdin: str | None = None) -> Result:
+    argv = [str(word) for word in words]
+    return CliRunner().invoke(build_app(argv), argv, input=stdin)
+
+
+def transcribe(*words: object, stdin: str | None = None) -> Result:
+    return call("transcribe", *words, stdin=stdin)
+
+
+def unusable(result: Result, *says: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("asr: error: ")
+    for words in says:
+        assert words in lines[0]
+
+
+def test_text_in_the_order_given(model: Path, audio: Path, loaded: list[Any]) -> None:
+    result = transcribe(audio / "b.wav", audio / "c.wav", audio / "a.wav", "--model", model)
+    assert result.exit_code == 0
+    tail = "beam 8 list False batch 60.0"
+    assert result.stdout.splitlines() == [f"b\tB {tail}", f"c\tC {tail}", f"a\tA {tail}"]
+    assert "3 done, 0 skipped, 0 failed" in result.stderr
+    assert "× real time" in result.stderr
+    assert loaded == [(model, "cpu")]
+
+
+def test_options_reach_the_recognizer(model: Path, audio: Path, names: Path, loaded: list[Any]) -> None:
+    result = transcribe(
+        audio / "a.wav", "-m", model, "-e", names, "--beam", 3, "--batch-s", 7, "--device", "cuda:1"
+    )
+    assert result.stdout == "a\tA beam 3 list True batch 7.0\n"
+    assert loaded == [(model, "cuda:1")]
+    assert "warning: 3 entries in 1 classes: 2 ok, 1 partly" in result.stderr
+
+
+def test_json_lines_hold_errors_and_the_counts_of_the_list(
+    model: Path, audio: Path, names: Path, loaded: list[Any]
+) -> None:
+    result = transcribe(audio / "no.wav", audio / "a.wav", "-m", model, "-e", names, "--format", "json")
+    assert result.exit_code == 1
+    bad, good = map(json.loads, result.stdout.splitlines())
+    assert "does not exist" in bad["error"]
+    assert good["text"].startswith("A")
+    assert good["seconds"] == 2.0
+    assert good["entity_list"] == {"ok": 2, "partly": 1, "failed": 0}
+
+
+def test_bad_files_are_a_line_each_and_the_rest_goes_on(model: Path, audio: Path, loaded: list[Any]) -> None:
+    result = transcribe(audio / "no.wav", audio / "a.wav", audio / "gone.wav", "-m", model)
+    assert result.exit_code == 1
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["a"]
+    failed = [line for line in result.stderr.splitlines() if line.startswith("asr: failed: ")]
+    assert len(failed) == 2
+    assert "1 done, 0 skipped, 2 failed" in result.stderr
+
+
+def test_a_folder_of_results_is_continued(
+    model: Path, audio: Path, tmp_path: Path, names: Path, loaded: list[Any]
+) -> None:
+    out = tmp_path / "out"
+    words = [audio, "-m", model, "--out", out, "--format", "txt,json"]
+    result = transcribe(*words)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [f"{name}.{kind}" for name in "abc" for kind in ("txt", "json")] + ["results.jsonl"]
+    )
+    assert "0 done, 3 skipped" in transcribe(*words).stderr
+    assert len(loaded) == 1, "the model is not loaded for nothing"
+    assert "3 done, 0 skipped" in transcribe(*words, "--overwrite").stderr
+    assert "3 done, 0 skipped" in transcribe(*words, "--beam", 2).stderr
+    assert "3 done, 0 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
+    (audio / "a.wav").write_text("NEW")
+    assert "1 done, 2 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
+    save_bundle(model, {"family": "factorized"}, {"a": torch.zeros(3, 2)}, b"", "")
+    assert "3 done, 0 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["a", "b", "c"]
+    assert all(row["entity_list"]["partly"] == 1 for row in rows)
+
+
+def test_lists_on_standard_input_and_from_kaldi(model: Path, audio: Path, loaded: list[Any]) -> None:
+    result = transcribe("-", "-m", model, stdin=f"{audio}/b.wav\n{audio}/a.wav\n")
+    assert [line[:3] for line in result.stdout.splitlines()] == ["b\tB", "a\tA"]
+    (audio / "wav.scp").write_text(f"utt7 {audio}/b.wav\n")
+    assert transcribe(audio / "wav.scp", "-m", model).stdout.startswith("utt7\tB")
+
+
+def test_unusable_calls_touch_no_model(model: Path, audio: Path, tmp_path: Path, loaded: list[Any]) -> None:
+    wav = audio / "a.wav"
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    (tmp_path / "notes").mkdir()
+    unusable(transcribe(wav, "-m", tmp_path / "none"), "does not exist", "a model folder")
+    unusable(transcribe(wav, "-m", tmp_path / "notes"), "has no config.yaml")
+    unusable(transcribe(wav, "-m", model, "-e", tmp_path / "no.yaml"), "no.yaml")
+    unusable(transcribe(wav, "-m", model, "-e", empty), "empty.yaml")
+    unusable(transcribe(wav, "-m", model, "-f", "txt,jsno", "-o", tmp_path / "o"), "jsno", "txt,json")
+    unusable(transcribe(wav, "-m", model, "-f", "txt,json"), "add --out DIR")
+    unusable(transcribe(wav, "-m", model, "-f", "ctm"), "add --out DIR")
+    unusable(transcribe(tmp_path / "notes", "-m", model), "holds no audio")
+    assert loaded == []
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_list_the_model_refuses_stops_before_any_audio(
+    model: Path, audio: Path, tmp_path: Path, loaded: list[Any]
+) -> None:
+    (tmp_path / "x.yaml").write_text("stranger:\n  - maja\n")
+    unusable(transcribe(audio, "-m", model, "-e", tmp_path / "x.yaml"), "class 'stranger'")
+    result = transcribe(audio, "-m", model, "-e", tmp_path / "x.yaml", "--out", tmp_path / "out")
+    unusable(result, "class 'stranger'")
+    assert (tmp_path / "out" / "results.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "words", ["transcribe", "transcribe x.wav", "transcribe x.wav --model m --beam 0", "nosuch", "info", "--nosuch"]
+)
+def test_calls_that_do_not_parse(words: str) -> None:
+    result = call(*words.split())
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
+    for device in ("cuda:99", "gpu", "cpu:x"):
+        with pytest.raises(VocativeError, match="use --device cpu"):
+            asr.cli.transcribe.load_recognizer(tmp_path, device)
+
+
+def test_a_bug_is_said_to_be_one_and_keeps_what_was_done(
+    model: Path, audio: Path, tmp_path: Path, loaded: list[Any]
+) -> None:
+    (audio / "a.wav").write_text("bug")
+    words = [audio, "-m", model, "--out", tmp_path / "out"]
+    result = transcribe(*words)
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert "this is a bug" in first
+    assert "--debug" in first
+    assert "KeyError" in second
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2
+    debug = call("--debug", "transcribe", *words)
+    assert "Traceback" in debug.stderr
+    assert "transcribe_many" in debug.stderr
+
+
+def test_info_tells_what_a_model_is(tmp_path: Path) -> None:
+    import sentencepiece
+
+    text = tmp_path / "text"
+    text.write_text("abcd dcba abdc\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "t"), vocab_size=12, minloglevel=2
+    )
+    config = {"family": "factorized", "model": {"width": 8}}
+    model = save_bundle(tmp_path / "m", config, {"a": torch.ones(3, 2)}, (tmp_path / "t.model").read_bytes(), "#")
+    facts = json.loads(call("info", model, "--json").stdout)
+    assert (facts["family"], facts["parameters"], facts["tensors"]) == ("factorized", 6, 1)
+    assert facts["tokenizer_pieces"] == 12
+    assert facts["config"] == {"model": {"width": 8}}
+    assert "README.md" in facts["files"]
+    shown = call("info", model).stdout
+    assert "parameters: '6'" in shown or "parameters: 6" in shown
+    (model / "model.safetensors").write_bytes(b"")
+    unusable(call("info", model), "cut short")
+
+
+def test_every_verb_loads_and_teaches() -> None:
+    for verb in VERBS:
+        assert callable(verb.load())
+        result = call(verb.name, "--help")
+        assert result.exit_code == 0
+        assert f"asr {verb.name} " in result.stdout.split("Examples:")[1], "examples as pasted"
+
+
+def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asr.cli.main", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **more)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = """
+        import sys
+        sys.argv = ["asr", "--help"]
+        from asr.cli.main import main
+        try:
+            main()
+        except SystemExit as end:
+            assert end.code == 0
+        heavy = {"torch", "numpy", "librosa", "lhotse", "sentencepiece", "asr.cli.transcribe"} & set(sys.modules)
+        print("heavy:", sorted(heavy))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert "transcribe" in done.stdout
+    assert "heavy: []" in done.stdout, done.stderr
+
+
+def test_debug_goes_anywhere_and_the_process_ends_with_the_code(tmp_path: Path) -> None:
+    plain = run("info", tmp_path / "none")
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr.startswith("asr: error: ")
+    debug = run("info", tmp_path / "none", "--debug")
+    assert debug.returncode == 2
+    assert "Traceback" in debug.stderr
+    assert debug.stderr.splitlines()[-1].startswith("asr: error: ")
+
+
+DRIVER = """
+import signal, sys
+sys.path[:0] = [{tests!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import asr.cli.transcribe
+from test_cli import Fake
+asr.cli.transcribe.load_recognizer = lambda model, device: Fake()
+sys.argv = ["asr", "transcribe", *sys.argv[1:]]
+from asr.cli.main import main
+main()
+"""
+
+
+def start(*words: object, stdout: Any = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
+    script = DRIVER.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, *map(str, words)]
+    everything = {**os.environ, **env}
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=everything)
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") >= count):
+        time.sleep(0.01)
+
+
+def test_ctrl_c_keeps_results_and_says_how_to_go_on(model: Path, audio: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        (audio / f"{number:02}.wav").write_text("x")
+    log = tmp_path / "out" / "results.jsonl"
+    process = start(audio, "-m", model, "-o", log.parent, FAKE_S="0.05")
+    wait_for_lines(log, 2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "asr: interrupted; run the same command again to go on" in stderr
+    assert "Traceback" not in stderr
+    kept = log.read_bytes().count(b"\n")
+    assert 2 <= kept < 43
+    again = start(audio, "-m", model, "-o", log.parent)
+    _, stderr = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert f"{43 - kept} done, {kept} skipped" in stderr
+
+
+def test_ctrl_c_before_the_first_result(model: Path, audio: Path, tmp_path: Path) -> None:
+    log = tmp_path / "out" / "results.jsonl"
+    process = start(audio, "-m", model, "-o", log.parent, FAKE_LOAD_S="30")
+    wait_for_lines(log, 0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_prints_what_was_known(model: Path, audio: Path) -> None:
+    process = start(audio, "-m", model, FAKE_S="0.3")
+    time.sleep(0)
+    assert process.stderr is not None
+    # The fake goes backwards: nothing can be printed in order before its last recording.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+        if time.monotonic() > deadline - 30 + 0.01 and _cpu_is_idle(process.pid):
+            break
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    if process.returncode == 130:
+        assert "add --out DIR" in stderr
+    assert "Traceback" not in stderr + stdout
+
+
+def test_a_full_standard_output_is_one_line(model: Path, audio: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start(audio, "-m", model, stdout=full)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert [line for line in stderr.splitlines() if "full" in line] == stderr.splitlines()
+    assert len(stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_bug(model: Path, audio: Path) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    process = start(audio, "-m", model, stdout=written)
+    os.close(written)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "bug" not in stderr
+    assert "Traceback" not in stderr
+
+
+def test_file_names_that_are_no_text_and_a_locale_that_is_no_utf8(model: Path, audio: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    (audio / name).write_text("X")
+    (audio / "東京.wav").write_text("Y")
+    script = DRIVER.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, str(audio), "gone-é.wav", "-m", str(model)]
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=60, check=False)
+    assert done.returncode == 1
+    assert b"caf\xe9\tX" in done.stdout
+    assert "東京\tY".encode() in done.stdout
+    assert b"Traceback" not in done.stderr
