@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """One line on standard error."""
-    # A file name that is not UTF-8 must not stop the message about it.
-    text = line.encode("utf-8", "backslashreplace").decode("utf-8")
-    print(f"asr: {text}", file=sys.stderr, flush=True)
+    print(_printable(f"asr: {line}"), file=sys.stderr, flush=True)
 
 
 def put(line: str) -> None:
@@ -30,6 +28,11 @@ def abandon_stdout() -> None:
     """Stop writing to a standard output that failed, so that Python's flush at exit does not fail again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _printable(line: str) -> str:
+    # A file name that is not UTF-8 must not stop the message about it.
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Bar:
@@ -72,6 +75,14 @@ class Bar:
     ) -> None:
         if self._progress:
             self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """One line on standard error, above the bar."""
+        if self._progress:
+            text = _printable(f"asr: {line}")
+            self._progress.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            say(line)
 
     def advance(self, size: float) -> None:
         """One more recording is done, of ``size``."""

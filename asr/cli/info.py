@@ -30,10 +30,10 @@ def info(
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """The facts: family, size, tokenizer, parts, digests and the whole configuration."""
-    from sentencepiece import SentencePieceProcessor
+    """The facts: family, size, tokenizer and its classes, parts, digests and the whole configuration."""
+    from lm.tokenizer import Tokenizer
 
-    tokenizer = SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
     parts = sorted(str(p.relative_to(bundle.folder)) for p in bundle.folder.rglob("*") if p.is_file())
     rest = {k: v for k, v in bundle.config.items() if k not in ("format", "family", "sha256")}
     return {
@@ -43,7 +43,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "parameters": sum(t.numel() for t in bundle.tensors.values()),
         "tensors": len(bundle.tensors),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in bundle.tensors.values()}),
-        "tokenizer_pieces": tokenizer.get_piece_size(),
+        "tokens": tokenizer.vocab_size,
+        "classes": list(tokenizer.classes),
         "files": parts,
         "sha256": bundle.config["sha256"],
         "config": rest,

@@ -27,59 +27,70 @@ ON_STDOUT = ("txt", "json")
 _RESULTS, _SEARCH, _SPEED = "Results", "Names and search", "Speed"
 
 
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES",
+        help="Recordings, folders, quoted patterns, Kaldi lists (.scp), - for a list on standard input.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    Path, typer.Option("--model", "-m", metavar="DIR", help="A model folder.", show_default=False)
+]
+Entities = Annotated[
+    Path | None,
+    typer.Option(
+        "--entities",
+        "-e",
+        metavar="LIST",
+        help="Names to recognise, by class: yaml, jsonl, csv, txt.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+Beam = Annotated[
+    int | None,
+    typer.Option(min=1, help="Hypotheses kept; default: what the model says.", rich_help_panel=_SEARCH),
+]
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="NAMES",
+        help="With --out any of txt,json,jsonl,ctm,srt,vtt; without it txt or json (JSON lines).",
+        rich_help_panel=_RESULTS,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        help="One file a recording and format, and results.jsonl; what is done there is skipped.",
+        rich_help_panel=_RESULTS,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Do everything again.", rich_help_panel=_RESULTS)
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_SPEED)]
+BatchS = Annotated[
+    float, typer.Option("--batch-s", min=1, help="Seconds of audio in a batch.", rich_help_panel=_SPEED)
+]
+
+
 def transcribe(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILES",
-            help="Recordings, folders, quoted patterns, Kaldi lists (.scp), - for a list on standard input.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="DIR", help="A model folder.", show_default=False)
-    ],
-    entities: Annotated[
-        Path | None,
-        typer.Option(
-            "--entities",
-            "-e",
-            metavar="LIST",
-            help="Names to recognise, by class: yaml, jsonl, csv, txt.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    beam: Annotated[
-        int | None,
-        typer.Option(min=1, help="Hypotheses kept; default: what the model says.", rich_help_panel=_SEARCH),
-    ] = None,
-    formats: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="NAMES",
-            help="With --out any of txt,json,jsonl,ctm,srt,vtt; without it txt or json (JSON lines).",
-            rich_help_panel=_RESULTS,
-        ),
-    ] = "txt",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="One file a recording and format, and results.jsonl; what is done there is skipped.",
-            rich_help_panel=_RESULTS,
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do everything again.", rich_help_panel=_RESULTS)
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_SPEED)] = "cpu",
-    batch_s: Annotated[
-        float, typer.Option(min=1, help="Seconds of audio in a batch.", rich_help_panel=_SPEED)
-    ] = 60.0,
+    files: Files,
+    model: Model,
+    entities: Entities = None,
+    beam: Beam = None,
+    formats: Formats = "txt",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    batch_s: BatchS = 60.0,
 ) -> int:
     """Turn recordings into text, with lists of names if you have them.
 
@@ -189,7 +200,7 @@ class _Job:
                 for outcome in run_batch(recognise, recordings, folder):
                     self.tally.add(outcome)
                     if isinstance(outcome.result, VocativeError):
-                        say(f"failed: {outcome.result}")
+                        bar.say(f"failed: {outcome.result}")
                     bar.advance(sizes[outcome.recording.id])
                     yield outcome
             finally:

@@ -92,7 +92,6 @@ class FeedForward(nn.Sequential):
             nn.LayerNorm(config.width),
             nn.Linear(config.width, config.feed_forward),
             nn.SiLU(),
-            nn.Dropout(config.dropout),
             nn.Linear(config.feed_forward, config.width),
             nn.Dropout(config.dropout),
         )
@@ -115,7 +114,9 @@ class SelfAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.query_key_value(self.norm(x)).chunk(3, dim=-1)
         )
-        attended = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v, attn_mask=mask)
+        # On a CPU the fused kernel's backward costs three times these few lines at the lengths of utterances.
+        scores = (rotate(q, table) * q.shape[-1] ** -0.5) @ rotate(k, table).transpose(-1, -2)
+        attended = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
         result: Tensor = self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         return result
 

@@ -11,7 +11,6 @@ logits of blank and of the next label.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from asr.losses.lattice import before
-from asr.losses.rnnt import Backend, checked_lengths, checked_targets, sum_dtype, transducer_loss_from_logp
+from asr.losses.rnnt import (
+    Backend,
+    checked_lengths,
+    checked_targets,
+    exp_,
+    sum_dtype,
+    transducer_loss_from_logp,
+)
 from lm.errors import DataError
 
 # Elements worked on at a time: what stays in cache, or keeps a GPU busy.
@@ -160,8 +166,7 @@ def _peak_and_exp(
     """
     scores = scores.to(dtype) if scale == 1.0 else scores.to(dtype) * scale
     peak = scores.amax(-1, keepdim=True)
-    # exp2 is vectorised better than exp; the added rounding is of the size of that of the difference.
-    relative = (scores - peak).mul_(math.log2(math.e)).exp2_()
+    relative = exp_(scores - peak)
     if int(lengths.min()) < scores.shape[1]:
         padding = ~before(lengths, scores.shape[1], scores.device)[..., None]
         peak.masked_fill_(padding, 0)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -12,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 import asr.cli.transcribe
 from asr.bundle import save_bundle
 from asr.cli.main import VERBS, build_app
-from asr.decoding_config import DecodingConfig
 from decoding.result import Transcript
 from lm.errors import AudioError, EntityListError, VocativeError
-
-CALLS = ["--help", "-h", "transcribe --help", "score --help", "classes --help", "info --help"]
 
 
 class Report:
@@ -38,7 +36,8 @@ class Report:
 class Fake:
     """Shaped like a recognizer; the text tells the content, the beam and the list."""
 
-    decoding = DecodingConfig()
+    def __init__(self, decoding: Any) -> None:
+        self.decoding = decoding
 
     def report(self, catalog: Any) -> Report:
         if "stranger" in catalog.classes:
@@ -46,7 +45,7 @@ class Fake:
         return Report()
 
     def transcribe_many(
-        self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: DecodingConfig
+        self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: Any
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
         time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
         # Out of order on purpose: the command puts results back in the order given.
@@ -55,6 +54,8 @@ class Fake:
             if not path.exists():
                 yield path, AudioError(f"{path} does not exist", "a recording", "check the path")
                 continue
+            if path.read_bytes() == b"ctrl-c":
+                raise KeyboardInterrupt
             if path.read_bytes() == b"bug":
                 raise KeyError("bug in the search")
             text = f"{path.read_text()} beam {options.search.beam} list {bool(entities)} batch {batch_s}"
@@ -63,7 +64,14 @@ class Fake:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return save_bundle(tmp_path / "model", {"family": "factorized"}, {"a": torch.ones(3, 2)}, b"", "")
+    return save(tmp_path / "model", 1.0)
+
+
+def save(folder: Path, value: float, tokenizer: bytes = b"") -> Path:
+    import torch
+
+    config = {"family": "factorized", "model": {"width": 8}}
+    return save_bundle(folder, config, {"a": torch.full((3, 2), value)}, tokenizer, "#")
 
 
 @pytest.fixture
@@ -84,11 +92,13 @@ def names(tmp_path: Path) -> Path:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
     """Models that were loaded, with their device."""
+    from asr.decoding_config import DecodingConfig
+
     calls: list[tuple[Path, str]] = []
 
     def load(model: Path, device: str) -> Any:
         calls.append((model, device))
-        return Fake()
+        return Fake(DecodingConfig())
 
     monkeypatch.setattr(asr.cli.transcribe, "load_recognizer", load)
     return calls
@@ -170,7 +180,7 @@ def test_a_folder_of_results_is_continued(
     assert "3 done, 0 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
     (audio / "a.wav").write_text("NEW")
     assert "1 done, 2 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
-    save_bundle(model, {"family": "factorized"}, {"a": torch.zeros(3, 2)}, b"", "")
+    save(model, 2.0)
     assert "3 done, 0 skipped" in transcribe(*words, "--beam", 2, "-e", names).stderr
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == ["a", "b", "c"]
@@ -212,7 +222,8 @@ def test_a_list_the_model_refuses_stops_before_any_audio(
 
 
 @pytest.mark.parametrize(
-    "words", ["transcribe", "transcribe x.wav", "transcribe x.wav --model m --beam 0", "nosuch", "info", "--nosuch"]
+    "words",
+    ["transcribe", "transcribe x.wav", "transcribe x.wav --model m --beam 0", "nosuch", "info", "--nosuch"],
 )
 def test_calls_that_do_not_parse(words: str) -> None:
     result = call(*words.split())
@@ -243,23 +254,81 @@ def test_a_bug_is_said_to_be_one_and_keeps_what_was_done(
     assert "transcribe_many" in debug.stderr
 
 
-def test_info_tells_what_a_model_is(tmp_path: Path) -> None:
-    import sentencepiece
+TINY = {
+    "encoder": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
+    "predictor": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
+    "blank_width": 8,
+}
 
-    text = tmp_path / "text"
-    text.write_text("abcd dcba abdc\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "t"), vocab_size=12, minloglevel=2
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny real model of random weights, recordings, and a list that encodes in part."""
+    import numpy as np
+    import soundfile
+    import torch
+
+    from asr.families import load_family
+    from lm.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("real")
+    tokenizer = Tokenizer.train(["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20, 40, ["contact"])
+    torch.manual_seed(0)
+    weights = load_family("factorized", TINY, tokenizer, "here").model.state_dict()
+    save_bundle(
+        folder / "model", {"family": "factorized", "model": TINY}, weights, tokenizer.model_bytes, "# Tiny"
     )
-    config = {"family": "factorized", "model": {"width": 8}}
-    model = save_bundle(tmp_path / "m", config, {"a": torch.ones(3, 2)}, (tmp_path / "t.model").read_bytes(), "#")
-    facts = json.loads(call("info", model, "--json").stdout)
-    assert (facts["family"], facts["parameters"], facts["tensors"]) == ("factorized", 6, 1)
-    assert facts["tokenizer_pieces"] == 12
-    assert facts["config"] == {"model": {"width": 8}}
-    assert "README.md" in facts["files"]
-    shown = call("info", model).stdout
-    assert "parameters: '6'" in shown or "parameters: 6" in shown
+    noise = np.random.default_rng(0).standard_normal(16000).astype("float32") / 10
+    (folder / "in").mkdir()
+    soundfile.write(folder / "in" / "a.wav", noise, 16000)
+    soundfile.write(folder / "in" / "z.flac", noise[:8000], 8000)
+    (folder / "in" / "empty.wav").write_bytes(b"")
+    (folder / "in" / "text.wav").write_text("no audio " * 99)
+    (folder / "names.yaml").write_text("contact: [maja novak, 漢字, anna]\n")
+    return folder
+
+
+def test_the_whole_road_with_a_real_model(real: Path, tmp_path: Path) -> None:
+    words = [real / "in", real / "gone.wav", "-m", real / "model", "-e", real / "names.yaml"]
+    result = transcribe(*words, "-o", tmp_path / "out", "-f", "txt,json,jsonl,ctm,srt,vtt")
+    assert result.exit_code == 1, result.output
+    assert "2 done, 0 skipped, 3 failed" in result.stderr
+    assert result.stderr.count("asr: failed: ") == 3
+    assert "warning: 3 entries in 1 classes: 2 ok, 1 failed" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    seconds = {row["id"]: row.get("seconds") for row in rows}
+    assert seconds == {"a": 1.0, "z": 1.0, "empty": None, "text": None, "gone": None}
+    assert len(list((tmp_path / "out").glob("[az].*"))) == 12
+    printed = transcribe(*words).stdout.splitlines()
+    assert printed == [f"{row['id']}\t{row['text']}" for row in rows if "text" in row]
+
+
+def test_classes_shows_every_entry(real: Path) -> None:
+    words = ["classes", real / "names.yaml", "--model", real / "model"]
+    shown = call(*words)
+    assert shown.exit_code == 1, "an entry cannot be recognised"
+    assert [line.split()[1] for line in shown.stdout.splitlines() if "contact" in line] == [
+        "anna",
+        "maja",
+        "漢字",
+    ]
+    assert "2 ok, 1 failed" in shown.stderr
+    problems = call(*words, "--problems").stdout
+    assert "漢字" in problems
+    assert "maja" not in problems
+    found = json.loads(call(*words, "--json").stdout)
+    assert found["counts"] == {"ok": 2, "partly": 0, "failed": 1}
+    assert len(found["entries"]) == 3
+
+
+def test_info_tells_what_a_model_is(real: Path, tmp_path: Path) -> None:
+    facts = json.loads(call("info", real / "model", "--json").stdout)
+    assert (facts["family"], facts["format"], facts["classes"]) == ("factorized", 1, ["contact"])
+    assert facts["parameters"] > 1000
+    assert facts["config"] == {"model": TINY}
+    assert facts["files"] == ["README.md", "config.yaml", "model.safetensors", "tokenizer.model"]
+    assert f"parameters: {facts['parameters']:,}" in call("info", real / "model").stdout
+    model = save(tmp_path / "m", 1.0)
     (model / "model.safetensors").write_bytes(b"")
     unusable(call("info", model), "cut short")
 
@@ -286,7 +355,7 @@ def test_help_loads_nothing_heavy() -> None:
             main()
         except SystemExit as end:
             assert end.code == 0
-        heavy = {"torch", "numpy", "librosa", "lhotse", "sentencepiece", "asr.cli.transcribe"} & set(sys.modules)
+        heavy = {"torch", "numpy", "librosa", "sentencepiece", "asr.cli.transcribe"} & set(sys.modules)
         print("heavy:", sorted(heavy))
     """
     done = subprocess.run(
@@ -310,9 +379,11 @@ DRIVER = """
 import signal, sys
 sys.path[:0] = [{tests!r}]
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from types import SimpleNamespace
 import asr.cli.transcribe
 from test_cli import Fake
-asr.cli.transcribe.load_recognizer = lambda model, device: Fake()
+options = SimpleNamespace(search=SimpleNamespace(beam=8))
+asr.cli.transcribe.load_recognizer = lambda model, device: Fake(options)
 sys.argv = ["asr", "transcribe", *sys.argv[1:]]
 from asr.cli.main import main
 main()
@@ -362,22 +433,13 @@ def test_ctrl_c_before_the_first_result(model: Path, audio: Path, tmp_path: Path
     assert "Traceback" not in stderr
 
 
-def test_ctrl_c_prints_what_was_known(model: Path, audio: Path) -> None:
-    process = start(audio, "-m", model, FAKE_S="0.3")
-    time.sleep(0)
-    assert process.stderr is not None
-    # The fake goes backwards: nothing can be printed in order before its last recording.
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-        if time.monotonic() > deadline - 30 + 0.01 and _cpu_is_idle(process.pid):
-            break
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode in (0, 130)
-    if process.returncode == 130:
-        assert "add --out DIR" in stderr
-    assert "Traceback" not in stderr + stdout
+def test_ctrl_c_prints_what_was_known(model: Path, audio: Path, loaded: list[Any]) -> None:
+    (audio / "a.wav").write_text("ctrl-c")
+    result = transcribe(audio, "-m", model)
+    assert result.exit_code == 130
+    assert [line[:3] for line in result.stdout.splitlines()] == ["b\tB", "c\tC"]
+    assert "asr: interrupted; add --out DIR" in result.stderr
+    assert "2 done" in result.stderr
 
 
 def test_a_full_standard_output_is_one_line(model: Path, audio: Path) -> None:
@@ -398,6 +460,36 @@ def test_a_reader_that_leaves_is_no_bug(model: Path, audio: Path) -> None:
     assert process.returncode == 1
     assert "bug" not in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_terminal_gets_a_bar_and_whole_lines(model: Path, audio: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    script = DRIVER.format(tests=str(Path(__file__).parent))
+    words = [
+        str(audio),
+        str(tmp_path / ("gone" * 30 + ".wav")),
+        "-m",
+        str(model),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side of a terminal is closed
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(60) == 1
+    text = shown.decode()
+    assert "4/4" in text
+    assert "left" in text
+    line = next(line for line in text.split("\r\n") if "asr: failed: " in line)
+    assert line.endswith("check the path"), "one line, however long"
 
 
 def test_file_names_that_are_no_text_and_a_locale_that_is_no_utf8(model: Path, audio: Path) -> None:

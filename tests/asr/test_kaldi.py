@@ -128,7 +128,7 @@ utterances = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(utterances, min_size=1, max_size=5, unique_by=lambda u: u.id))
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, items: list[Utterance]

@@ -245,8 +245,8 @@ def compare(shape: Shape, rounds: int, threads: int, report: Report) -> None:
         compare_with_dense(shape, times, our_peak, threads, report)
     else:
         print(
-            f"  torchaudio                  cannot run: {shape.dense_bytes / 1e9:.1f} GB of logits, and with the"
-            f" sum they are made of or their gradient {2 * shape.dense_bytes / 1e9:.1f} GB and more"
+            f"  torchaudio                  not run: {shape.dense_bytes / 1e9:.1f} GB of logits, and as much"
+            f" again for their gradient, {2 * shape.dense_bytes / 1e9:.1f} GB at least"
         )
     if shape.at_most_mb < float("inf"):
         verdict = report.check(f"{shape}: memory", our_peak / MB < shape.at_most_mb)
