@@ -143,7 +143,7 @@ def resample(samples: Samples, sample_rate: float, target_rate: float) -> Sample
     """Resample (samples,) float32; the only place that calls soxr whole."""
     if sample_rate == target_rate or not len(samples):
         return samples
-    import soxr  # type: ignore[import-untyped]
+    import soxr
 
     resampled: Samples = soxr.resample(samples, sample_rate, target_rate)
     return resampled

@@ -1,8 +1,8 @@
 """The Python API: load a model folder, transcribe recordings, with or without lists of names.
 
-    recognizer = Recognizer.load("exp/model")
-    result = recognizer.transcribe("call.wav", entities={"contact": ["John Smith", "Maja Novak"]})
-    print(result.text, result.entities)
+recognizer = Recognizer.load("exp/model")
+result = recognizer.transcribe("call.wav", entities={"contact": ["John Smith", "Maja Novak"]})
+print(result.text, result.entities)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast, overload
 import torch
 from torch import Tensor
 
-from asr.audio import as_samples, audio_info, read_segments
+from asr.audio import as_samples, read_segments
 from asr.bundle import Bundle, check_tensors, load_bundle
 from asr.decoding_config import DecodingConfig
 from asr.families import Family, load_family
@@ -30,7 +30,7 @@ from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
 from lm.classes import EncodedCatalog, EncodingReport, EntityCatalog, encode_catalog
 from lm.config import build_config
-from lm.errors import AudioError, VocativeError
+from lm.errors import VocativeError
 from lm.prefix_tree import PrefixTree
 from lm.tokenizer import Tokenizer
 
@@ -69,7 +69,11 @@ class Recognizer:
     """
 
     def __init__(
-        self, family: Family, tokenizer: Tokenizer, features: FeatureConfig, decoding: DecodingConfig | None = None
+        self,
+        family: Family,
+        tokenizer: Tokenizer,
+        features: FeatureConfig,
+        decoding: DecodingConfig | None = None,
     ) -> None:
         self.family = family
         self.tokenizer = tokenizer
@@ -134,13 +138,15 @@ class Recognizer:
         """
         many = isinstance(audio, list)
         items = cast("list[Any]", audio) if many else [audio]
-        each = list(entities) if isinstance(entities, (list, tuple)) else [entities] * len(items)
+        each: list[Any] = list(entities) if isinstance(entities, (list, tuple)) else [entities] * len(items)
         if len(each) != len(items):
             raise VocativeError(
                 f"{len(each)} sets of entities for {len(items)} recordings", "one for each", "match the lists"
             )
         found = []
-        for _, result in self._run(items, [self.catalog(e) for e in each], sample_rate, options, batch_s=60.0):
+        for _, result in self._run(
+            items, [self.catalog(e) for e in each], sample_rate, options, batch_s=60.0
+        ):
             if isinstance(result, VocativeError):
                 raise result
             found.append(result)

@@ -41,7 +41,9 @@ class Renderer:
         for hypothesis in found:
             spans = []
             for span in hypothesis.entities:
-                same = sum(w for w, h in zip(weights, found, strict=True) if any(_agree(span, e) for e in h.entities))
+                same = sum(
+                    w for w, h in zip(weights, found, strict=True) if any(_agree(span, e) for e in h.entities)
+                )
                 spans.append(replace(span, confidence=same / total))
             result.append(replace(hypothesis, entities=tuple(spans)))
         return tuple(result)

@@ -84,7 +84,9 @@ class ClassGrammar:
         self._width = width
         inactive = torch.zeros(self.graph.active.shape, device=contexts.device)
         self._offset = inactive.masked_fill(~self.graph.active, -torch.inf)[:, None] + bonus  # (B, 1, C)
-        self._word_mass = Rows((), torch.float32, contexts.device)  # log P(a token that starts a word) by context
+        self._word_mass = Rows(
+            (), torch.float32, contexts.device
+        )  # log P(a token that starts a word) by context
 
     def start(self, utterances: int) -> tuple[Tensor, Tensor]:
         """History and node of the empty hypotheses, ``(B,)`` each."""
@@ -109,13 +111,12 @@ class ClassGrammar:
         each = tokens[:, None].expand(-1, node.shape[1], -1)
         normal = scores.gather(-1, each) - total
         normal = normal.masked_fill(exited.unsqueeze(-1) & ~self._starts_word[each], -torch.inf)
-        child, inner = self.graph.child(node.unsqueeze(-1).expand_as(each), each)
-        stay, last = self._split(child, inner)
+        child, stay, last = self._inside(node, each)
         enter_logp, whole_logp, target, place = self._entering(tokens, evidence, odds - total, inside)
         return ClassArcs(
             token_logp=torch.where(inside, stay, normal),
             token_node=torch.where(inside, child, NORMAL),
-            last_logp=last.masked_fill(~inside, -torch.inf),
+            last_logp=last,
             last_node=child,
             enter_logp=enter_logp,
             enter_node=target,
@@ -153,6 +154,18 @@ class ClassGrammar:
             target,
             best % tokens.shape[1],
         )
+
+    def _inside(self, node: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Child nodes, and scores of going on and of ending there, for hypotheses at tree nodes."""
+        child = torch.full_like(tokens, NORMAL)
+        stay = torch.full(tokens.shape, -torch.inf, device=tokens.device)
+        last = stay.clone()
+        rows = (node >= 0).nonzero(as_tuple=True)  # few hypotheses are inside, and look-ups cost more than this
+        if len(rows[0]):
+            at = tokens[rows]
+            child[rows], logp = self.graph.child(node[rows].unsqueeze(-1).expand_as(at), at)
+            stay[rows], last[rows] = self._split(child[rows], logp)
+        return child, stay, last
 
     def _split(self, node: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of reaching ``node`` and going on, and of reaching it and ending there."""

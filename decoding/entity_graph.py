@@ -44,14 +44,17 @@ class EntityGraph:
         self.node_class = join([*(t.node_class for t in unique), torch.tensor([0])])
         graph = torch.tensor([place[id(tree)] for tree in trees])
         self.root_logp = torch.stack([t.root_logp for t in unique])[graph].to(device)
-        shifted = [torch.where(t.root_target < 0, -1, t.root_target + o) for t, o in zip(unique, offsets, strict=True)]
+        shifted = [
+            torch.where(t.root_target < 0, -1, t.root_target + o)
+            for t, o in zip(unique, offsets, strict=True)
+        ]
         self.root_target = torch.stack(shifted)[graph].to(device)
         self.active = (self.root_target >= 0).any(-1)
 
     def child(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Target node and log P(token | node, not END) for ``nodes`` and ``tokens`` of one shape; (-1, -inf) where absent.
+        """Target node and log P(token | node, not END) for ``nodes`` and ``tokens`` of one shape.
 
-        Negative nodes have no children.
+        (-1, -inf) where there is none; negative nodes have no children.
         """
         if not len(self._key):
             return torch.full_like(nodes, -1), torch.full(nodes.shape, -torch.inf, device=nodes.device)

@@ -150,7 +150,8 @@ class BeamSearch:
         shape = (*beam.score.shape, tokens.shape[1])
         each = tokens[:, None].expand(shape).flatten(0, 1)
         scores = [
-            s.weight * s.score(beam.scorers[..., i].flatten(), each).view(shape) for i, s in enumerate(self._scorers)
+            s.weight * s.score(beam.scorers[..., i].flatten(), each).view(shape)
+            for i, s in enumerate(self._scorers)
         ]
         return torch.stack(scores, dim=-1) if scores else torch.zeros((*shape, 0), device=tokens.device)
 
@@ -169,7 +170,9 @@ class BeamSearch:
             return _join([blank, label + lm], [zero, lm], [beam.node[..., None], nodes], [candidates], [1])
         arcs = self._grammar.arcs(beam.history, beam.node, tokens, emitter.evidence[:, frame])
         entering = label.gather(-1, arcs.enter_place[:, None].expand(-1, label.shape[1], -1))
-        lms = [emitter.lm_scale * x for x in (arcs.token_logp, arcs.last_logp, arcs.enter_logp, arcs.whole_logp)]
+        lms = [
+            emitter.lm_scale * x for x in (arcs.token_logp, arcs.last_logp, arcs.enter_logp, arcs.whole_logp)
+        ]
         bases = [label, label, entering, entering]
         nodes_by_kind = [arcs.token_node, arcs.last_node, arcs.enter_node, arcs.whole_node]
         return _join(
@@ -209,7 +212,7 @@ class BeamSearch:
         labels = token[rows]
         new.emitter[rows] = self._emitter.advance(new.emitter[rows], labels)
         for i, scorer in enumerate(self._scorers):
-            new.scorers[(*rows, i)] = scorer.advance(new.scorers[(*rows, i)], labels)
+            new.scorers[rows[0], rows[1], i] = scorer.advance(new.scorers[rows[0], rows[1], i], labels)
         if self._grammar:
             written = torch.where(ended[rows], self._grammar.tag_of(node[rows]), labels)
             grows = (ended[rows] | (node[rows] < 0)).nonzero().squeeze(1)
@@ -218,7 +221,10 @@ class BeamSearch:
 
     def _finish(self, beam: Beam) -> list[list[RawHypothesis]]:
         score = beam.score
-        finish = [s.weight * s.finish(beam.scorers[..., i].flatten()).view_as(score) for i, s in enumerate(self._scorers)]
+        finish = [
+            s.weight * s.finish(beam.scorers[..., i].flatten()).view_as(score)
+            for i, s in enumerate(self._scorers)
+        ]
         added = torch.stack(finish, dim=-1) if finish else score.new_zeros((*score.shape, 0))
         score = score + added.sum(-1)
         # An entity that was not finished is none; only where nothing else is left do its tokens stand.

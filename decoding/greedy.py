@@ -8,7 +8,9 @@ from decoding.emitter import FrameSynchronous
 
 
 @torch.no_grad()
-def greedy_search(emitter: FrameSynchronous, max_symbols_per_frame: int = 1) -> list[tuple[list[int], list[int]]]:
+def greedy_search(
+    emitter: FrameSynchronous, max_symbols_per_frame: int = 1
+) -> list[tuple[list[int], list[int]]]:
     """Tokens and their frames for each utterance; what a beam of one finds."""
     state = emitter.start()[:, None]
     emitted = []

@@ -78,7 +78,10 @@ class Trace:
         lists = []
         for b, row in enumerate(finals):
             order = sorted((k for k, s in enumerate(row) if math.isfinite(s)), key=lambda k: -row[k])
-            found = [self._hypothesis(columns, b, k, row[k], dict(zip(names, last[b][k], strict=True))) for k in order]
+            found = [
+                self._hypothesis(columns, b, k, row[k], dict(zip(names, last[b][k], strict=True)))
+                for k in order
+            ]
             lists.append(_merge(found)[:size])
         return lists
 
@@ -116,7 +119,10 @@ class Trace:
         return RawHypothesis(
             tokens=tuple(int(t) for t in path["token"][emitted]),
             frames=tuple(self.steps[s].frame for s in emitted),
-            token_logp=tuple(float(g - e) for g, e in zip(path["gain"][emitted], path["extra"][emitted].sum(-1), strict=True)),
+            token_logp=tuple(
+                float(g - e)
+                for g, e in zip(path["gain"][emitted], path["extra"][emitted].sum(-1), strict=True)
+            ),
             score=score,
             parts=parts,
             spans=tuple(spans),

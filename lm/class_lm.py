@@ -44,7 +44,9 @@ class ClassLM:
         bonus: nats added to every tag's log odds before normalisation.
     """
 
-    def __init__(self, model: LanguageModel, tree: PrefixTree, starts_word: Tensor, bonus: float = 0.0) -> None:
+    def __init__(
+        self, model: LanguageModel, tree: PrefixTree, starts_word: Tensor, bonus: float = 0.0
+    ) -> None:
         self._tree = tree
         self._contexts = model.contexts()
         self._num_tokens = model.num_tokens

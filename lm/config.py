@@ -40,7 +40,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {type(loaded).__name__}", "a YAML mapping", "write 'key: value' lines")
+        raise ConfigError(
+            f"{path} holds a {type(loaded).__name__}", "a YAML mapping", "write 'key: value' lines"
+        )
     return loaded
 
 
@@ -50,13 +52,17 @@ def apply_overrides(values: dict[str, Any], assignments: list[str]) -> dict[str,
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {assignment!r}", "key=value", "write for example --set training.epochs=10")
+            raise ConfigError(
+                f"--set {assignment!r}", "key=value", "write for example --set training.epochs=10"
+            )
         node = result
         *parents, last = key.split(".")
         for parent in parents:
             child = node.setdefault(parent, {})
             if not isinstance(child, dict):
-                raise ConfigError(f"--set {assignment!r}: {parent!r} is a value", "a section", "check the key")
+                raise ConfigError(
+                    f"--set {assignment!r}: {parent!r} is a value", "a section", "check the key"
+                )
             node = child
         node[last] = yaml.safe_load(text)
     return result
@@ -86,7 +92,9 @@ def _explain(kind: type[Config], error: ValidationError, source: str) -> ConfigE
         expected = f"one of {', '.join(sorted(keys))}" if len(keys) <= 12 else "a known key"
         fix = f"did you mean {near[0]!r}?" if near else "remove it"
         return ConfigError(f"{source}: unknown key {where!r}", expected, fix)
-    return ConfigError(f"{source}: {where} = {first.get('input')!r}", first["msg"].lower(), "correct the value")
+    return ConfigError(
+        f"{source}: {where} = {first.get('input')!r}", first["msg"].lower(), "correct the value"
+    )
 
 
 def _keys(kind: type[Config], parents: list[str]) -> list[str]:

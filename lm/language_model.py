@@ -35,7 +35,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(B, U + 1, V + C)``; row u scores the token that follows the first u of ``tokens`` ``(B, U)``."""
+        """Logits ``(B, U + 1, V + C)``; row u scores what follows the first u of ``tokens`` ``(B, U)``."""
 
     @abstractmethod
     def contexts(self) -> ContextStore:
@@ -43,7 +43,7 @@ class LanguageModel(nn.Module, ABC):
 
     def score_text(self, tokens: Tensor) -> Tensor:
         """Log probability ``(B, U)`` of each of ``tokens`` ``(B, U)`` over V + C; padding may hold any valid id."""
-        logp = self(tokens)[:, :-1].float().log_softmax(-1)
+        logp: Tensor = self(tokens)[:, :-1].float().log_softmax(-1)
         return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
@@ -113,9 +113,11 @@ class ContextStore(ABC):
 class Rows:
     """A table that grows by doubling: ``data`` is the view of all rows in use, ``(rows, *shape)``."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: float = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: float = 0
+    ) -> None:
         self._fill = fill
-        self._buffer = torch.full((64, *shape), fill, dtype=dtype, device=device)
+        self._buffer = torch.full((1024, *shape), fill, dtype=dtype, device=device)
         self.data = self._buffer[:0]
 
     def grow(self, rows: int) -> int:
@@ -123,7 +125,9 @@ class Rows:
         first = len(self.data)
         need = first + rows
         if need > len(self._buffer):
-            larger = self._buffer.new_full((max(need, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._fill)
+            larger = self._buffer.new_full(
+                (max(need, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._fill
+            )
             larger[:first] = self.data
             self._buffer = larger
         self.data = self._buffer[:need]

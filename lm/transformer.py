@@ -49,7 +49,9 @@ class TransformerLM(LanguageModel):
         x = self.dropout(self.embedding(torch.cat((first, tokens), dim=1)))
         table = None
         if self.config.positions == "rotary":
-            table = rotary_table(torch.arange(x.shape[1], device=x.device), self.config.width // self.config.heads)
+            table = rotary_table(
+                torch.arange(x.shape[1], device=x.device), self.config.width // self.config.heads
+            )
         for block in self.blocks:
             x = block(x, table)
         logits: Tensor = self.output(self.norm(x))
@@ -110,7 +112,7 @@ class TransformerContexts(ContextStore):
         width = model.config.width
         self._keys_values = [Rows((2, width), model.output.weight.dtype, device) for _ in model.blocks]
         self._depth = Rows((), torch.long, device)
-        self._path = torch.zeros((64, 32), dtype=torch.long, device=device)
+        self._path = torch.zeros((1024, 64), dtype=torch.long, device=device)
         with torch.no_grad():
             self._append(self._run(torch.tensor([model.vocab_size], device=device), None))
 
@@ -133,9 +135,11 @@ class TransformerContexts(ContextStore):
             assert isinstance(block, Block)
             q, k, v = block.project(x, table)
             cache.append(torch.stack((k.flatten(1), v.flatten(1)), dim=1))
-            past = cache.data[path].unflatten(-1, (config.heads, -1))  # (M, P, 2, H, d)
+            past = cache.data[path].view(*path.shape, 2, config.heads, -1)  # (M, P, 2, H, d)
             keys, values = past.permute(2, 0, 3, 1, 4)
-            x = block.finish(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None, None]))
+            x = block.finish(
+                x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None, None])
+            )
         logits: Tensor = model.output(model.norm(x)).squeeze(1)
         return logits
 
@@ -146,7 +150,10 @@ class TransformerContexts(ContextStore):
         height, width = self._path.shape
         if first + len(depth) > height or longest > width:
             grown = self._path.new_zeros(
-                (height * 2 if first + len(depth) > height else height, width * 2 if longest > width else width)
+                (
+                    height * 2 if first + len(depth) > height else height,
+                    width * 2 if longest > width else width,
+                )
             )
             grown[:height, :width] = self._path
             self._path = grown

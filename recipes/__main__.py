@@ -17,7 +17,9 @@ from lm.errors import VocativeError
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file of the experiment, for example egs/an4/conf/fnt.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the experiment, for example egs/an4/conf/fnt.yaml.")
+    ],
     workdir: Annotated[Path, typer.Option(help="Folder for everything the recipe makes.")],
     corpus: Annotated[Path | None, typer.Option(help="Folder of the corpus, where one is needed.")] = None,
     stage: Annotated[str, typer.Option(help="First stage, by number or name.")] = "0",
@@ -26,7 +28,9 @@ def run(
         list[str] | None, typer.Option("--set", help="Change a setting, for example training.epochs=10.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the stages even if nothing changed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and why; write nothing.")
+    ] = False,
 ) -> None:
     """Run the stages of an experiment; those whose inputs and settings did not change are skipped.
 

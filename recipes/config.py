@@ -26,9 +26,9 @@ class SystemConfig(Config):
 
     name: str
     """What the row is called."""
-    decoding: dict[str, Any] = {}
+    decoding: dict[str, Any] = Field(default_factory=dict)
     """Changes to the recipe's ``decoding``."""
-    tune: dict[str, list[float]] = {}
+    tune: dict[str, list[float]] = Field(default_factory=dict)
     """Values to try on dev, by name of a decoding setting; all combinations, the lowest dev WER wins."""
 
 
@@ -37,7 +37,7 @@ class RecipeConfig(Config):
 
     corpus: Literal["an4", "contacts"]
     """Which corpus, one of ``recipes/corpora``."""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     """Settings of that corpus."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """The subword units."""
@@ -45,9 +45,9 @@ class RecipeConfig(Config):
     """Acoustic features."""
     family: str = "factorized"
     """Model family, a folder of ``asr/families``."""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """Shape of the model: the family's configuration."""
-    loss: dict[str, Any] = {}
+    loss: dict[str, Any] = Field(default_factory=dict)
     """The family's training objective."""
     training: TrainingConfig = TrainingConfig()
     """The training run."""

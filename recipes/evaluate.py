@@ -80,7 +80,9 @@ def decode(folder: Layout, split: str) -> None:
             lines.append(_json_line(result))
         target.write_text("".join(lines))
         took_s = time.monotonic() - began
-        say(f"    {name}: {len(lines)} recordings, {audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time")
+        say(
+            f"    {name}: {len(lines)} recordings, {audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time"
+        )
 
 
 def score_systems(config: RecipeConfig, folder: Layout) -> None:
@@ -171,6 +173,9 @@ def _curves(log: Path) -> list[Any]:
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     return [
-        Curve(f"{title} loss", [(row["epoch"] + 1, row[split]["total"]) for row in rows if "total" in row[split]])
+        Curve(
+            f"{title} loss",
+            [(row["epoch"] + 1, row[split]["total"]) for row in rows if "total" in row[split]],
+        )
         for split, title in (("train", "training"), ("valid", "validation"))
     ]

@@ -81,7 +81,9 @@ def make_manifests(folder: Layout, splits: Sequence[str]) -> None:
         for problem in problems:
             say(f"    {split}: left out {problem.id}: {problem.error}", "red")
         if not len(cuts):
-            raise DataError(f"no usable recording in {folder.data / split}", "at least one", "check the corpus")
+            raise DataError(
+                f"no usable recording in {folder.data / split}", "at least one", "check the corpus"
+            )
 
         def with_tags(cut):  # type: ignore[no-untyped-def]
             cut.supervisions[0].custom = {"tagged": tagged[cut.id]}  # noqa: B023
@@ -126,12 +128,13 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     everything = cuts["train"] + cuts["dev"]
     loader = FeatureLoader(everything, config.features, speeds=tuple({1.0, *settings.speeds}))
     examples = {
-        cut.id: Example.from_text(cut.id, cut.supervisions[0].custom["tagged"], tokenizer) for cut in everything
+        cut.id: Example.from_text(cut.id, cut.supervisions[0].custom["tagged"], tokenizer)
+        for cut in everything
     }
     family = load_family(config.family, config.model, tokenizer, "the recipe")
     say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
-    family.model.normaliser.load_state_dict(statistics.state_dict())
+    family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
     text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
     plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
     valid = BatchPlan(cuts["dev"], max(settings.batch_s, 60.0)).epoch(0)
@@ -164,7 +167,9 @@ def _read_text(path: Path, tokenizer):  # type: ignore[no-untyped-def]
 
 def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
     """Identifies what a checkpoint of this training depends on."""
-    chosen = {n: config.model_dump(mode="json")[n] for n in ("family", "model", "loss", "features", "training")}
+    chosen = {
+        n: config.model_dump(mode="json")[n] for n in ("family", "model", "loss", "features", "training")
+    }
     del chosen["training"]["threads"], chosen["training"]["checkpoint_s"]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
     for path in (folder.tokenizer, folder.cuts("train")):

@@ -73,7 +73,7 @@ class Conformer(nn.Module):
         config = self.config
         features = features.masked_fill(~valid_frames(lengths, features.shape[1])[..., None], 0.0)
         features = F.pad(features, (0, 0, 0, -features.shape[1] % config.stacking))
-        x = self.input(features.unflatten(1, (-1, config.stacking)).flatten(2))
+        x = self.input(features.reshape(len(features), -1, config.stacking * features.shape[-1]))
         lengths = (lengths + config.stacking - 1) // config.stacking
         valid = valid_frames(lengths, x.shape[1])
         mask = attention_mask(valid, config.chunk, config.left_chunks)

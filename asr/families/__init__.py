@@ -1,4 +1,4 @@
-"""Model families. Each is a folder with ``config.py model.py emitter.py`` that registers nothing: it is found by name."""
+"""Model families: each is a folder with ``config.py model.py emitter.py family.py``, found by its name."""
 
 from __future__ import annotations
 

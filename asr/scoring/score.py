@@ -234,14 +234,13 @@ def _finders(
 def _check_case(references: Mapping[str, TaggedText], hypotheses: Mapping[str, Transcript]) -> None:
     said = " ".join(reference.surface for reference in references.values())
     heard = " ".join(hypotheses[name].text for name in references if name in hypotheses)
-    for one, other, names in ((said, heard, "upper lower"), (heard, said, "lower upper")):
-        if one.isupper() and other.islower():
-            first, second = names.split()
-            raise DataError(
-                f"references in {first if one is said else second} case, hypotheses in the other",
-                "both in one case",
-                "change the case of one of them",
-            )
+    if (said.islower() and heard.isupper()) or (said.isupper() and heard.islower()):
+        cases = ("lower", "upper") if said.islower() else ("upper", "lower")
+        raise DataError(
+            f"references in {cases[0]} case, hypotheses in {cases[1]} case",
+            "both in one case",
+            "change the case of one of them",
+        )
 
 
 def same_references(reports: Mapping[str, ScoreReport]) -> None:

@@ -74,7 +74,9 @@ class CheckpointStore:
                 "restore the earlier settings, or remove that folder to start afresh",
             )
         model.load_state_dict(load_tensors(folder / "model.safetensors"))
-        optimizer.load_state_dict(_unflatten(load_tensors(folder / "optimizer.safetensors"), state["optimizer"]))
+        optimizer.load_state_dict(
+            _unflatten(load_tensors(folder / "optimizer.safetensors"), state["optimizer"])
+        )
         return Progress(**state["progress"])
 
     def _complete(self) -> list[Path]:
@@ -95,10 +97,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({error})", "a complete safetensors file", "restore or remove it") from None
+        raise BundleError(
+            f"{path} cannot be read ({error})", "a complete safetensors file", "restore or remove it"
+        ) from None
 
 
-class disk_errors:  # noqa: N801  (reads as a statement: with disk_errors(folder))
+class disk_errors:
     """Turn a full disk into one clear line; what was written before stays as it was."""
 
     def __init__(self, folder: Path) -> None:

@@ -141,7 +141,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if not torch.isfinite(norm):
             self._skip(ids)
-            return {name: 0.0 for name in parts}
+            return dict.fromkeys(parts, 0.0)
         self._bad = 0
         rate = learning_rate(step, self.steps, config.peak_lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
@@ -161,7 +161,9 @@ class Trainer:
     def _batch(self, ids: Sequence[str], generator: torch.Generator, training: bool) -> Batch:
         speeds = self.config.speeds if training else (1.0,)
         drawn = torch.randint(len(speeds), (len(ids),), generator=generator).tolist()
-        features, lengths = self.loader.collate([self.loader.load(i, speeds[s]) for i, s in zip(ids, drawn, strict=True)])
+        features, lengths = self.loader.collate(
+            [self.loader.load(i, speeds[s]) for i, s in zip(ids, drawn, strict=True)]
+        )
         if training:
             features = spec_augment(features, lengths, self.config.spec_augment, generator)
         text: list[Example] = []
@@ -199,17 +201,19 @@ class Trainer:
                 "run the same command again: it continues from there",
             )
 
-    def _log(self, epoch: int, step: int, train: dict[str, float], valid: dict[str, float], took_s: float) -> None:
+    def _log(
+        self, epoch: int, step: int, train: dict[str, float], valid: dict[str, float], took_s: float
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         row = {"epoch": epoch, "step": step, "train": train, "valid": valid, "seconds": round(took_s, 2)}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
-        writer = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(self.folder / "tensorboard"))
         for split, parts in (("train", train), ("valid", valid)):
             for name, value in parts.items():
-                writer.add_scalar(f"{name}/{split}", value, step)  # type: ignore[no-untyped-call]
-        writer.close()  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"{name}/{split}", value, step)
+        writer.close()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -233,5 +237,8 @@ class Trainer:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.98))

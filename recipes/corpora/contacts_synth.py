@@ -230,7 +230,7 @@ class Studio:
 def to_16k(samples: Samples) -> Samples:
     """Bring (samples,) from the engine's rate to 16 kHz."""
     # Not through asr.audio: it imports torch, and a process with torch takes twenty times longer to fork.
-    import soxr  # type: ignore[import-untyped]
+    import soxr
 
     resampled: Samples = soxr.resample(samples, _ENGINE_RATE, SAMPLE_RATE)
     return resampled

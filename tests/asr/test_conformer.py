@@ -14,7 +14,14 @@ from asr.encoders.masks import attention_mask, valid_frames
 def make(chunk: int = 0, left_chunks: int = -1) -> Conformer:
     torch.manual_seed(0)
     config = ConformerConfig(
-        features=8, layers=2, width=16, heads=2, feed_forward=32, kernel=5, chunk=chunk, left_chunks=left_chunks
+        features=8,
+        layers=2,
+        width=16,
+        heads=2,
+        feed_forward=32,
+        kernel=5,
+        chunk=chunk,
+        left_chunks=left_chunks,
     )
     return Conformer(config).eval()
 
@@ -52,7 +59,9 @@ def test_full_context_sees_the_end() -> None:
     features = torch.randn(1, 40, 8)
     changed = features.clone()
     changed[:, -1] += 1.0
-    assert not torch.allclose(model(features, torch.tensor([40]))[0][:, 0], model(changed, torch.tensor([40]))[0][:, 0])
+    assert not torch.allclose(
+        model(features, torch.tensor([40]))[0][:, 0], model(changed, torch.tensor([40]))[0][:, 0]
+    )
 
 
 def test_left_chunks_limit_what_is_seen() -> None:

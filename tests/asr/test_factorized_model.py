@@ -97,7 +97,12 @@ def test_losses_are_means_over_labels_of_what_each_utterance_gives() -> None:
             model.blank_output.bias,
         )  # fmt: skip
         loss = factorized_loss(
-            blank, model.acoustic_logits(encoded), lm_logp[row : row + 1, : int(count) + 1], labels, frames, count
+            blank,
+            model.acoustic_logits(encoded),
+            lm_logp[row : row + 1, : int(count) + 1],
+            labels,
+            frames,
+            count,
         )
         alone += float(loss.sum().detach())
     assert float(parts["transducer"].detach()) == pytest.approx(alone / 4, rel=1e-4)

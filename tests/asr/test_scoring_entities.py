@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ phrases = st.lists(
 def tagged(draw: st.DrawFn) -> tuple[list[str], list[Span]]:
     words = draw(texts)
     cuts = sorted(draw(st.sets(st.integers(0, len(words)))))
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(pairwise(cuts))
     chosen = [piece for piece in pieces if draw(st.booleans())]
     return words, [Span(draw(st.sampled_from(["x", "y"])), s, e) for s, e in chosen]
 
@@ -46,7 +47,7 @@ def brute_find(words: list[str], class_of: dict[str, str]) -> list[Span]:
 
 @given(texts, phrases, phrases)
 def test_finder_takes_the_longest_from_left_to_right(words: list[str], x: list[str], y: list[str]) -> None:
-    class_of = {p: "y" for p in y} | {p: "x" for p in x}
+    class_of = dict.fromkeys(y, "y") | dict.fromkeys(x, "x")
     assert ListFinder({"x": x, "y": y}).find(words) == brute_find(words, class_of)
 
 
@@ -82,9 +83,7 @@ def test_score_equals_the_definitions(
     assert overall.text.fp == len(alarms)
     want = Counter((s.class_name, tuple(ref[s.start : s.end])) for s in wanted)
     have = Counter((s.class_name, tuple(hyp[s.start : s.end])) for s in emitted)
-    assert overall.span == Matches(
-        (want & have).total(), (have - want).total(), (want - have).total()
-    )
+    assert overall.span == Matches((want & have).total(), (have - want).total(), (want - have).total())
 
 
 @given(tagged(), phrases)
@@ -93,7 +92,9 @@ def test_a_perfect_hypothesis_has_no_error_whatever_the_list(
 ) -> None:
     words, spans = said
     found = score_entities(words, spans, words, spans, ListFinder({"x": listed}))
-    assert found.rest.errors == found.overall.errors.errors == len(found.false_alarms) == len(found.misses) == 0
+    assert (
+        found.rest.errors == found.overall.errors.errors == len(found.false_alarms) == len(found.misses) == 0
+    )
     assert found.overall.text == found.overall.span == Matches(tp=len(spans))
 
 
@@ -126,9 +127,13 @@ def test_an_insertion_between_two_adjacent_entities_is_in_neither() -> None:
 
 
 def test_an_untagged_word_that_was_spoken_is_no_false_alarm() -> None:
-    found = score_entities(["will", "it", "rain"], [], ["will", "it", "rain"], [], ListFinder({"x": ["will"]}))
+    found = score_entities(
+        ["will", "it", "rain"], [], ["will", "it", "rain"], [], ListFinder({"x": ["will"]})
+    )
     assert found.false_alarms == ()
-    moved = score_entities(["will", "it", "rain"], [], ["it", "rain", "will"], [], ListFinder({"x": ["will"]}))
+    moved = score_entities(
+        ["will", "it", "rain"], [], ["it", "rain", "will"], [], ListFinder({"x": ["will"]})
+    )
     assert moved.false_alarms == (Span("x", 2, 3),)
 
 
@@ -137,10 +142,11 @@ def test_catalog_entries_are_found_by_their_spoken_forms_in_any_case() -> None:
         {"band": ["Guns N' Roses", {"text": "AC/DC", "spoken": ["a c d c"]}], "city": ["São Paulo", "Roses"]}
     )
     finder = ListFinder.from_catalog(catalog)
-    assert finder.find("play a c d c in sao paulo".split()) == [Span("band", 1, 5), Span("city", 6, 8)]
-    assert finder.find("PLAY GUNS N ROSES ac/dc".split()) == [Span("band", 1, 4)] or finder.find(
-        "PLAY GUNS N' ROSES".split()
-    ) == [Span("band", 1, 4)]
+    assert finder.find(["play", "a", "c", "d", "c", "in", "sao", "paulo"]) == [
+        Span("band", 1, 5),
+        Span("city", 6, 8),
+    ]
+    assert finder.find(["PLAY", "GUNS", "N'", "ROSES"]) == [Span("band", 1, 4)]
 
 
 def test_rates_of_matches() -> None:

@@ -11,7 +11,7 @@ system at once (MALLOC_MMAP_THRESHOLD_), so that nothing freed earlier can hide 
 Answers: losses and gradients of both sides are compared with each other, and those of the first utterances
 with the dense loss in float64.
 
-    python tests/benchmarks/loss.py            # all shapes, about three minutes
+    python tests/benchmarks/loss.py            # all shapes, about five minutes
     python tests/benchmarks/loss.py --quick    # the smallest shape
 
 Exit status 1 if a bar is missed or answers differ.
@@ -310,7 +310,7 @@ def main() -> int:
     """Parse, measure, print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the smallest shape")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -19,7 +19,9 @@ STARTS = torch.tensor([True, True, False, False])
 WIDE = BeamConfig(beam=700, threshold=1000.0, nbest=2000)
 
 
-def grammar(emitter: ToyEmitter, trees: list[PrefixTree], bonus: float = 0.0, width: int = 64) -> ClassGrammar:
+def grammar(
+    emitter: ToyEmitter, trees: list[PrefixTree], bonus: float = 0.0, width: int = 64
+) -> ClassGrammar:
     return ClassGrammar(emitter.contexts, STARTS, trees, bonus, width)
 
 
@@ -49,7 +51,9 @@ def test_wide_beam_is_alignments_times_class_lm(bonus: float) -> None:
 def test_spans_are_entries_of_the_lists() -> None:
     emitter = ToyEmitter([6], BigramLM(VOCAB, CLASSES, seed=5), seed=6)
     tree = tree_of(LISTS, VOCAB, CLASSES)
-    search = BeamSearch(emitter, BeamConfig(beam=30, threshold=1000.0, nbest=100), grammar(emitter, [tree], bonus=4.0))
+    search = BeamSearch(
+        emitter, BeamConfig(beam=30, threshold=1000.0, nbest=100), grammar(emitter, [tree], bonus=4.0)
+    )
     allowed = {tuple(tokens) for entries in LISTS.values() for tokens, _ in entries}
     spans = 0
     for hypothesis in search.run()[0]:
@@ -65,7 +69,10 @@ def test_empty_lists_change_not_one_bit(seed: int, beam: int) -> None:
     emitter = ToyEmitter([6, 3], BigramLM(VOCAB, CLASSES, seed), seed)
     nothing = PrefixTree.empty(VOCAB, CLASSES)
     config = BeamConfig(beam=beam)
-    assert BeamSearch(emitter, config, grammar(emitter, [nothing, nothing])).run() == BeamSearch(emitter, config).run()
+    assert (
+        BeamSearch(emitter, config, grammar(emitter, [nothing, nothing])).run()
+        == BeamSearch(emitter, config).run()
+    )
 
 
 @settings(max_examples=20, deadline=None)

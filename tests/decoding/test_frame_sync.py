@@ -18,7 +18,9 @@ WIDE = BeamConfig(beam=600, threshold=1000.0, nbest=2000)
 
 def surface_logp(lm: BigramLM, labels: tuple[int, ...]) -> float:
     """log P over V alone of a label sequence."""
-    logits = lm(torch.tensor([labels], dtype=torch.long))[0, :-1, : lm.num_tokens] if labels else torch.zeros(0, 1)
+    logits = (
+        lm(torch.tensor([labels], dtype=torch.long))[0, :-1, : lm.num_tokens] if labels else torch.zeros(0, 1)
+    )
     return float(sum(logits.double().log_softmax(-1)[i, token] for i, token in enumerate(labels)))
 
 

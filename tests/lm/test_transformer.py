@@ -50,7 +50,9 @@ def test_later_tokens_do_not_change_earlier_scores() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.integers(0, VOCAB + CLASSES - 1), min_size=1, max_size=6), min_size=1, max_size=8))
+@given(
+    st.lists(st.lists(st.integers(0, VOCAB + CLASSES - 1), min_size=1, max_size=6), min_size=1, max_size=8)
+)
 def test_each_context_is_stored_once(sentences: list[list[int]]) -> None:
     store = make().contexts()
     seen = {(): 0}

@@ -24,7 +24,9 @@ class FactorizedFamily:
         """The training objective's settings."""
         return build_config(FactorizedLossConfig, values, "loss")
 
-    def emitter(self, features: Tensor, lengths: Tensor, lm_scale: float, candidates: int) -> FactorizedEmitter:
+    def emitter(
+        self, features: Tensor, lengths: Tensor, lm_scale: float, candidates: int
+    ) -> FactorizedEmitter:
         """Encode ``features`` ``(B, S, F)`` and offer them to a search."""
         device = self.model.acoustic.weight.device
         encoded, frames = self.model.encode(features.to(device), lengths.to(device))

@@ -108,7 +108,8 @@ class BlankPredictor(nn.Module):
     def look_up(self, last: Tensor) -> Tensor:
         """g ``(..., H)`` for the last tokens ``(..., context)``, oldest first; V where there is none."""
         offsets = torch.arange(self.context, device=last.device) * (self.num_tokens + 1)
-        return self.embedding(last + offsets).sum(-2)
+        looked_up: Tensor = self.embedding(last + offsets)
+        return looked_up.sum(-2)
 
 
 def _cross_entropy(logp: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
