@@ -92,5 +92,6 @@ def within_beam(score: Tensor, surface: Tensor, size: int) -> Tensor:
         surface: ``(B, M)``.
     """
     order = torch.arange(score.shape[1], device=score.device)
-    seen = ((surface[:, :, None] == surface[:, None, :]) & (order[None, :] < order[:, None])).any(-1)
-    return (~seen).cumsum(-1) <= size
+    first = (surface[:, :, None] == surface[:, None, :]).int().argmax(-1)  # where each surface is met first
+    rank = (first == order).cumsum(-1)
+    return rank.gather(-1, first) <= size

@@ -201,8 +201,10 @@ class BeamSearch:
             return new.score.topk(size, dim=-1).indices
         score, order = new.score.sort(dim=-1, descending=True)
         inside = within_beam(score, new.surface.gather(1, order), self._config.beam)
-        new.score = new.score.masked_fill(~inside.gather(1, order.argsort(-1)), -torch.inf)
-        return order[:, :size]
+        kept, place = score.masked_fill(~inside, -torch.inf).topk(size, dim=-1)
+        place = order.gather(1, place)
+        new.score = torch.full_like(new.score, -torch.inf).scatter(1, place, kept)
+        return place
 
     def _advance(self, new: Beam, token: Tensor, node: Tensor, ended: Tensor) -> None:
         """Advance model, history and scorers of the hypotheses that took a token."""
