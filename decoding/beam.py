@@ -1,4 +1,4 @@
-"""Columnar hypotheses: every field a tensor with leading axes (utterances, beam)."""
+"""Columnar hypotheses: every field a column of a tensor with leading axes (utterances, beam)."""
 
 from __future__ import annotations
 
@@ -12,44 +12,29 @@ _SURFACE = 6364136223846793005
 _HISTORY = -7046029254386353131
 _MIX = -4417276706812531889
 
+MODEL, SURFACE, DONE, NODE, PATH, HISTORY, SCORERS = range(7)
+"""Columns of ``Beam.state``; the scorers' states start at SCORERS."""
+
 
 @dataclass
 class Beam:
-    """Live hypotheses of a batch, ``(B, K)`` each; a score of -inf marks an unused place.
+    """Live hypotheses of a batch; a score of -inf marks an unused place.
+
+    One tensor holds all that is remembered, so that re-ordering a beam is one operation.
 
     Attributes:
-        score: log probability, recombined paths included.
-        emitter: state of the model.
-        history: context of the class-based language model.
-        node: entity tree node, NORMAL or EXITED (``decoding.class_status``).
-        surface: hash of the surface tokens.
-        path: hash of the history.
-        scorers: ``(B, K, S)`` state of each scorer.
-        done: true where the hypothesis has left the current frame.
+        score: ``(B, K)`` log probability, recombined paths included.
+        state: ``(B, K, SCORERS + S)`` int64: the model's state; hash of the surface tokens; whether it has left
+            the current frame; entity tree node, NORMAL or EXITED (``decoding.class_status``); hash of the
+            class history; context of that history; the state of each scorer.
     """
 
     score: Tensor
-    emitter: Tensor
-    history: Tensor
-    node: Tensor
-    surface: Tensor
-    path: Tensor
-    scorers: Tensor
-    done: Tensor
+    state: Tensor
 
-    def select(self, parents: Tensor) -> Beam:
-        """The hypotheses ``parents`` ``(B, K')`` of each utterance."""
-        deep = parents.unsqueeze(-1)
-        return Beam(
-            self.score.gather(1, parents),
-            self.emitter.gather(1, parents),
-            self.history.gather(1, parents),
-            self.node.gather(1, parents),
-            self.surface.gather(1, parents),
-            self.path.gather(1, parents),
-            self.scorers.gather(1, deep.expand(-1, -1, self.scorers.shape[-1])),
-            self.done.gather(1, parents),
-        )
+    def select(self, parents: Tensor) -> Tensor:
+        """State ``(B, K', ...)`` of the hypotheses ``parents`` ``(B, K')``."""
+        return self.state.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.state.shape[-1]))
 
 
 def extend_surface(surface: Tensor, token: Tensor) -> Tensor:
@@ -62,36 +47,42 @@ def extend_path(path: Tensor, token: Tensor) -> Tensor:
     return (path + token + 1) * _HISTORY
 
 
-def state_key(surface: Tensor, path: Tensor, node: Tensor, done: Tensor) -> Tensor:
+def state_key(state: Tensor) -> Tensor:
     """Hash under which hypotheses may be recombined: same tokens, history, place in a list and frame."""
-    return surface ^ ((path + node * 2 + done.long()) * _MIX)
+    return state[..., SURFACE] ^ ((state[..., PATH] + state[..., NODE] * 2 + state[..., DONE]) * _MIX)
 
 
-def recombine(score: Tensor, key: Tensor) -> Tensor:
+def earlier(size: int, device: torch.device) -> Tensor:
+    """``(M, M)`` true where the column comes before the row."""
+    order = torch.arange(size, device=device)
+    return order[None, :] < order[:, None]
+
+
+def recombine(score: Tensor, key: Tensor, before: Tensor) -> Tensor:
     """Sum the probability of equal hypotheses into the first of them; the others get -inf.
 
     Args:
         score: ``(B, M)`` sorted in descending order.
         key: ``(B, M)``.
+        before: ``earlier(M)``.
     """
-    order = torch.arange(score.shape[1], device=score.device)
     same = key[:, :, None] == key[:, None, :]
-    repeated = (same & (order[None, :] < order[:, None])).any(-1)
-    total = score[:, None, :].masked_fill(~same, -torch.inf).logsumexp(-1)
+    repeated = (same & before).any(-1)
+    total = torch.where(same, score[:, None, :], -torch.inf).logsumexp(-1)
+    # An unused place stays unused: its key may be anything.
     return torch.where(repeated | score.isneginf(), -torch.inf, total)
 
 
-def within_beam(score: Tensor, surface: Tensor, size: int) -> Tensor:
-    """True for the hypotheses whose surface is among the ``size`` best distinct ones.
+def within_beam(surface: Tensor, size: int) -> Tensor:
+    """True for the hypotheses whose surface is among the first ``size`` distinct ones.
 
     The same words reached through different class paths are different hypotheses, but count once, so that they
     do not push others out (the dynamic beam of arXiv 2309.07648).
 
     Args:
-        score: ``(B, M)`` sorted in descending order, -inf last.
-        surface: ``(B, M)``.
+        surface: ``(B, M)`` in descending order of score.
     """
-    order = torch.arange(score.shape[1], device=score.device)
+    order = torch.arange(surface.shape[1], device=surface.device)
     first = (surface[:, :, None] == surface[:, None, :]).int().argmax(-1)  # where each surface is met first
     rank = (first == order).cumsum(-1)
     return rank.gather(-1, first) <= size

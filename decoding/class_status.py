@@ -160,7 +160,9 @@ class ClassGrammar:
         child = torch.full_like(tokens, NORMAL)
         stay = torch.full(tokens.shape, -torch.inf, device=tokens.device)
         last = stay.clone()
-        rows = (node >= 0).nonzero(as_tuple=True)  # few hypotheses are inside, and look-ups cost more than this
+        rows = (node >= 0).nonzero(
+            as_tuple=True
+        )  # few hypotheses are inside, and look-ups cost more than this
         if len(rows[0]):
             at = tokens[rows]
             child[rows], logp = self.graph.child(node[rows].unsqueeze(-1).expand_as(at), at)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lm.language_model import ContextStore
+
 
 @dataclass(frozen=True)
 class FrameScores:
@@ -35,6 +37,7 @@ class FrameSynchronous(Protocol):
         tokens: ``(B, T, k)`` candidate tokens of each frame, best first; k = V when nothing is left out.
         evidence: ``(B, T, k)`` how well each candidate fits its frame, whatever the hypothesis.
         lm_scale: weight of ``FrameScores.lm_logp``.
+        contexts: the store that the states are contexts of, for a class grammar to share; None without one.
     """
 
     num_tokens: int
@@ -42,6 +45,7 @@ class FrameSynchronous(Protocol):
     tokens: Tensor
     evidence: Tensor
     lm_scale: float
+    contexts: ContextStore | None
 
     def start(self) -> Tensor:
         """First state of each utterance ``(B,)`` int64."""

@@ -137,6 +137,12 @@ def test_an_untagged_word_that_was_spoken_is_no_false_alarm() -> None:
     assert moved.false_alarms == (Span("x", 2, 3),)
 
 
+def test_words_that_were_spoken_apart_make_a_false_alarm() -> None:
+    finder = ListFinder({"city": ["new york"]})
+    found = score_entities(["a", "new", "big", "york"], [], ["a", "new", "york"], [], finder)
+    assert found.false_alarms == (Span("city", 1, 3),)
+
+
 def test_catalog_entries_are_found_by_their_spoken_forms_in_any_case() -> None:
     catalog = EntityCatalog.from_mapping(
         {"band": ["Guns N' Roses", {"text": "AC/DC", "spoken": ["a c d c"]}], "city": ["São Paulo", "Roses"]}

@@ -100,6 +100,11 @@ def test_subtitles_hold_all_words_in_cues_that_follow_one_another(words: list[Wo
     assert said == [w.text for w in words]
 
 
+def test_words_that_overlap_keep_their_starts() -> None:
+    words = [Word("a", -0.2, 1.0, 1.0), Word("b", 0.5, 1.2, 1.0)]
+    assert FORMATS["ctm"].render(transcript(words)) == "u 1 0.000 0.500 a 1.000\nu 1 0.500 0.700 b 1.000\n"
+
+
 def test_a_good_transcript_keeps_its_times() -> None:
     spaced = [Word(f"w{n}", 10.0 * n, 10.0 * n + 0.5, 0.5) for n in range(400)]
     content = FORMATS["srt"].render(transcript(spaced))

@@ -86,7 +86,7 @@ class Planted:
     def with_lists(self) -> BeamSearch:
         """A search of beam 8 with four classes."""
         emitter = self.emitter()
-        grammar = ClassGrammar(emitter.contexts, self.starts_word, [self.tree] * UTTERANCES, bonus=2.0)
+        grammar = ClassGrammar(emitter.contexts, self.starts_word, [self.tree] * UTTERANCES, bonus=4.0)
         return BeamSearch(emitter, BeamConfig(beam=8), grammar)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.beam import extend_path, extend_surface, recombine, within_beam
+from decoding.beam import earlier, extend_path, extend_surface, recombine, within_beam
 
 rows = st.lists(st.tuples(st.floats(-20, 0), st.integers(0, 5)), min_size=1, max_size=12)
 
@@ -19,7 +19,7 @@ rows = st.lists(st.tuples(st.floats(-20, 0), st.integers(0, 5)), min_size=1, max
 def test_equal_hypotheses_become_the_sum_of_their_probabilities(found: list[tuple[float, int]]) -> None:
     found = sorted(found, reverse=True)
     score, key = torch.tensor([[s for s, _ in found]]), torch.tensor([[k for _, k in found]])
-    merged = recombine(score, key)[0].tolist()
+    merged = recombine(score, key, earlier(len(found), score.device))[0].tolist()
     for place, (_, name) in enumerate(found):
         same = [s for s, k in found if k == name]
         if [k for _, k in found].index(name) == place:
@@ -31,8 +31,7 @@ def test_equal_hypotheses_become_the_sum_of_their_probabilities(found: list[tupl
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.integers(1, 5))
 def test_the_best_surfaces_are_kept_with_all_their_class_paths(surfaces: list[int], size: int) -> None:
-    score = -torch.arange(len(surfaces), dtype=torch.float32)[None]
-    kept = within_beam(score, torch.tensor([surfaces]), size)[0].tolist()
+    kept = within_beam(torch.tensor([surfaces]), size)[0].tolist()
     best = list(dict.fromkeys(surfaces))[:size]
     assert kept == [s in best for s in surfaces]
 
