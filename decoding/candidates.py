@@ -32,10 +32,13 @@ class Candidates(NamedTuple):
     ends: Tensor | None
 
 
-def plain_candidates(scores: FrameScores, label: Tensor, tokens: Tensor, lm_scale: float) -> Candidates:
-    """Blank and labels with the emitter's own language model; ``label`` ``(B, K, k)`` may hold scorers' parts."""
+def plain_candidates(scores: FrameScores, label: Tensor, tokens: Tensor, own_lm: Tensor | None) -> Candidates:
+    """Blank and labels with the emitter's own language model.
+
+    ``label`` ``(B, K, k)`` may hold scorers' parts; ``own_lm`` ``(B, K, k)`` is scaled.
+    """
     blank = scores.blank_logp.unsqueeze(-1)
-    lm = torch.zeros_like(label) if scores.lm_logp is None else lm_scale * scores.lm_logp
+    lm = torch.zeros_like(label) if own_lm is None else own_lm
     token = torch.nn.functional.pad(tokens, (1, 0), value=BLANK)
     place = torch.arange(-1, tokens.shape[1], device=tokens.device).clamp_min(0).expand_as(token)
     gain = torch.cat((blank, label + lm), dim=-1)
@@ -45,20 +48,15 @@ def plain_candidates(scores: FrameScores, label: Tensor, tokens: Tensor, lm_scal
 def class_candidates(
     scores: FrameScores, label: Tensor, tokens: Tensor, lm_scale: float, arcs: ClassArcs
 ) -> Candidates:
-    """Blank, tokens (normal or inside), last tokens, entries into entities, entities of one token."""
-    beams, width = label.shape[1], tokens.shape[1]
-    enter = arcs.enter_place
-    entering = label.gather(-1, enter[:, None].expand(-1, beams, -1))
-    lm = lm_scale * torch.cat((arcs.token_logp, arcs.last_logp, arcs.enter_logp, arcs.whole_logp), dim=-1)
-    blank = scores.blank_logp.unsqueeze(-1)
-    gain = torch.cat((blank, torch.cat((label, label, entering, entering), dim=-1) + lm), dim=-1)
-    node = torch.cat((arcs.token_node, arcs.last_node, arcs.enter_node, arcs.whole_node), dim=-1)
-    order = torch.arange(width, device=tokens.device).expand_as(tokens)
-    place = torch.cat((order[:, :1], order, order, enter, enter), dim=-1)
-    token = tokens.gather(1, place)
-    token[:, 0] = BLANK
-    ends = torch.zeros(place.shape[1], dtype=torch.bool, device=tokens.device)
-    ends[1 + width : 1 + 2 * width] = True
-    ends[1 + 2 * width + enter.shape[1] :] = True
+    """Blank, and the labels that the class grammar allows."""
     pad = torch.nn.functional.pad
-    return Candidates(gain, pad(lm, (1, 0)), pad(node, (1, 0), value=NORMAL), token, place, ends)
+    lm = lm_scale * arcs.lm_logp
+    labels = label.gather(-1, arcs.place[:, None].expand(-1, label.shape[1], -1)) + lm
+    return Candidates(
+        torch.cat((scores.blank_logp.unsqueeze(-1), labels), dim=-1),
+        pad(lm, (1, 0)),
+        pad(arcs.node, (1, 0), value=NORMAL),
+        pad(tokens.gather(1, arcs.place), (1, 0), value=BLANK),
+        pad(arcs.place, (1, 0)),
+        pad(arcs.ends, (1, 0)),
+    )

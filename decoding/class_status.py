@@ -19,7 +19,7 @@ is ``lm.class_lm.ClassLM``; METHODS 1c gives the reconstruction this follows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,27 +34,33 @@ EXITED = -2
 """Node of a hypothesis whose last token ended an entity: the next token starts a word."""
 
 
-@dataclass(frozen=True)
-class ClassArcs:
-    """What the language model allows for the candidate tokens of one frame; -inf where it allows nothing.
+class ClassArcs(NamedTuple):
+    """What the language model allows in one frame: W columns of labels, -inf where it allows nothing.
+
+    The columns are the k candidate tokens (one more outside or inside an entity), E arcs into entities (some of
+    them entities of one token), and, where a hypothesis is inside, the k tokens again as last of its entity.
 
     Attributes:
-        token_logp, token_node: ``(B, K, k)`` one more normal token, or one more token inside.
-        last_logp, last_node: ``(B, K, k)`` the last token of the entity the hypothesis is inside.
-        enter_logp, enter_node: ``(B, K, E)`` first token of an entity that goes on.
-        whole_logp, whole_node: ``(B, K, E)`` an entity of one token.
-        enter_place: ``(B, E)`` which candidate token each of the E entering arcs takes.
+        lm_logp: ``(B, K, W)``.
+        node: ``(B, K, W)`` tree node reached, NORMAL outside.
+        place: ``(B, W)`` place among the candidate tokens.
+        ends: ``(W,)`` columns whose token ends an entity.
     """
 
-    token_logp: Tensor
-    token_node: Tensor
-    last_logp: Tensor
-    last_node: Tensor
-    enter_logp: Tensor
-    enter_node: Tensor
-    whole_logp: Tensor
-    whole_node: Tensor
-    enter_place: Tensor
+    lm_logp: Tensor
+    node: Tensor
+    place: Tensor
+    ends: Tensor
+
+
+class _Entries(NamedTuple):
+    """Arcs out of the roots worth considering in each frame, ``(B, T, E)`` each; ``ends`` is ``(E,)``."""
+
+    class_index: Tensor
+    place: Tensor
+    node: Tensor
+    logp: Tensor
+    ends: Tensor
 
 
 class ClassGrammar:
@@ -80,50 +86,79 @@ class ClassGrammar:
         self.graph = EntityGraph(trees, contexts.device)
         self._num_tokens = contexts.num_tokens
         self._starts_word = starts_word.to(contexts.device)
-        self._bonus = bonus
         self._width = width
+        classes = self.graph.active.shape[1]
+        self._tags = torch.arange(self._num_tokens, self._num_tokens + classes, device=contexts.device)
         inactive = torch.zeros(self.graph.active.shape, device=contexts.device)
         self._offset = inactive.masked_fill(~self.graph.active, -torch.inf)[:, None] + bonus  # (B, 1, C)
-        self._word_mass = Rows(
-            (), torch.float32, contexts.device
-        )  # log P(a token that starts a word) by context
+        # log P(a token that starts a word) by context
+        self._word_mass = Rows((), torch.float32, contexts.device)
 
     def start(self, utterances: int) -> tuple[Tensor, Tensor]:
         """History and node of the empty hypotheses, ``(B,)`` each."""
         history = self.contexts.start(utterances)
         return history, torch.full_like(history, NORMAL)
 
-    def arcs(self, history: Tensor, node: Tensor, tokens: Tensor, evidence: Tensor) -> ClassArcs:
-        """Transitions of hypotheses.
+    def listen(self, tokens: Tensor, evidence: Tensor) -> None:
+        """Choose the arcs into entities for every frame; must be called once before ``arcs``.
 
         Args:
-            history: ``(B, K)`` contexts w.
-            node: ``(B, K)`` tree nodes, NORMAL or EXITED.
-            tokens: ``(B, k)`` the frame's candidate tokens.
-            evidence: ``(B, k)`` their acoustic scores, used only to choose which arcs to consider.
+            tokens: ``(B, T, k)`` candidate tokens of each frame.
+            evidence: ``(B, T, k)`` their acoustic scores, used only for this choice.
         """
-        scores = self.contexts.score(history)
-        odds = scores[..., self._num_tokens :] + self._offset  # (B, K, C)
-        exited = node == EXITED
-        surface = torch.where(exited, self._starting_mass(history), 0.0)
-        total = torch.logaddexp(surface, odds.logsumexp(-1)).unsqueeze(-1)
-        inside = (node >= 0).unsqueeze(-1)
-        each = tokens[:, None].expand(-1, node.shape[1], -1)
-        normal = scores.gather(-1, each) - total
-        normal = normal.masked_fill(exited.unsqueeze(-1) & ~self._starts_word[each], -torch.inf)
-        child, stay, last = self._inside(node, each)
-        enter_logp, whole_logp, target, place = self._entering(tokens, evidence, odds - total, inside)
-        return ClassArcs(
-            token_logp=torch.where(inside, stay, normal),
-            token_node=torch.where(inside, child, NORMAL),
-            last_logp=last,
-            last_node=child,
-            enter_logp=enter_logp,
-            enter_node=target,
-            whole_logp=whole_logp,
-            whole_node=target,
-            enter_place=place,
+        graph = self.graph
+        classes, frames, width = graph.active.shape[1], tokens.shape[1], tokens.shape[2]
+        at = tokens[:, None].expand(-1, classes, -1, -1)
+        logp = graph.root_logp[:, :, None].expand(-1, -1, frames, -1).gather(-1, at)  # (B, C, T, k)
+        node = graph.root_target[:, :, None].expand(-1, -1, frames, -1).gather(-1, at)
+        likely = (logp + evidence[:, None]).transpose(1, 2).flatten(2)  # (B, T, C k)
+        best = likely.topk(min(self._width, likely.shape[-1]), dim=-1).indices
+        node = node.transpose(1, 2).flatten(2).gather(-1, best)
+        on, end = self._split(node, logp.transpose(1, 2).flatten(2).gather(-1, best))
+        parts = [on, end] if bool((end > -torch.inf).any()) else [on]
+        arcs = best.shape[-1]
+        self._entries = _Entries(
+            (best // width).repeat(1, 1, len(parts)),
+            (best % width).repeat(1, 1, len(parts)),
+            node.repeat(1, 1, len(parts)),
+            torch.cat(parts, dim=-1),
+            torch.arange(arcs * len(parts), device=tokens.device) >= arcs,
         )
+        self._tokens = tokens
+        self._order = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
+
+    def arcs(self, frame: int, history: Tensor, node: Tensor) -> ClassArcs:
+        """Transitions of hypotheses with contexts ``history`` ``(B, K)`` at ``node`` ``(B, K)``."""
+        entries, tokens = self._entries, self._tokens[:, frame]
+        odds = self.contexts.score(history, self._tags) + self._offset  # (B, K, C)
+        normal = self.contexts.score(history, tokens[:, None])
+        special = bool((node != NORMAL).any())
+        surface = torch.zeros((), device=node.device)
+        if special:
+            exited = node == EXITED
+            surface = torch.where(exited, self._starting_mass(history), surface)
+            normal = normal.masked_fill(
+                exited.unsqueeze(-1) & ~self._starts_word[tokens][:, None], -torch.inf
+            )
+        total = torch.logaddexp(surface, odds.logsumexp(-1)).unsqueeze(-1)
+        which = entries.class_index[:, frame, None].expand(-1, node.shape[1], -1)
+        enter = (odds - total).gather(-1, which) + entries.logp[:, frame, None]
+        normal = normal - total
+        targets = entries.node[:, frame, None].expand(-1, node.shape[1], -1)
+        outside = torch.full(normal.shape, NORMAL, device=node.device)
+        logps, nodes = [normal, enter], [outside, targets]
+        places, ends = [self._order, entries.place[:, frame]], [self._order[0] < 0, entries.ends]
+        inside = (node >= 0).nonzero(as_tuple=True) if special else ()
+        if inside and len(inside[0]):
+            at = tokens[inside[0]]
+            child, logp = self.graph.child(node[inside].unsqueeze(-1).expand_as(at), at)
+            last, last_node = torch.full_like(normal, -torch.inf), torch.full_like(outside, NORMAL)
+            normal[inside], last[inside] = self._split(child, logp)
+            enter[inside] = -torch.inf
+            outside[inside] = last_node[inside] = child
+            logps, nodes = [*logps, last], [*nodes, last_node]
+            places, ends = [*places, self._order], [*ends, self._order[0] >= 0]
+        return ClassArcs(*(torch.cat(parts, dim=-1) for parts in (logps, nodes, places, ends)))
 
     def advance(self, history: Tensor, tokens: Tensor) -> Tensor:
         """Histories ``(M,)`` after a token or a tag (id V + class)."""
@@ -132,42 +167,6 @@ class ClassGrammar:
     def tag_of(self, node: Tensor) -> Tensor:
         """Id of the class tag that an entity ending at ``node`` leaves in the history."""
         return self._num_tokens + self.graph.node_class[node.clamp_min(0)]
-
-    def _entering(
-        self, tokens: Tensor, evidence: Tensor, class_logp: Tensor, inside: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best arcs out of the roots: (going on, ending at once, node, place in ``tokens``)."""
-        graph, beams = self.graph, class_logp.shape[1]
-        classes = graph.root_logp.shape[1]
-        at = tokens[:, None].expand(-1, classes, -1)
-        logp = graph.root_logp.gather(-1, at)  # (B, C, k)
-        node = graph.root_target.gather(-1, at)
-        stay, whole = self._split(node, logp)
-        width = min(self._width, logp[0].numel())
-        best = (logp + evidence[:, None]).flatten(1).topk(width, dim=-1).indices  # (B, E)
-        which = (best // tokens.shape[1])[:, None].expand(-1, beams, -1)
-        base = class_logp.gather(-1, which).masked_fill(inside, -torch.inf)
-        target = node.flatten(1).gather(-1, best)[:, None].expand(-1, beams, -1)
-        return (
-            base + stay.flatten(1).gather(-1, best)[:, None],
-            base + whole.flatten(1).gather(-1, best)[:, None],
-            target,
-            best % tokens.shape[1],
-        )
-
-    def _inside(self, node: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Child nodes, and scores of going on and of ending there, for hypotheses at tree nodes."""
-        child = torch.full_like(tokens, NORMAL)
-        stay = torch.full(tokens.shape, -torch.inf, device=tokens.device)
-        last = stay.clone()
-        rows = (node >= 0).nonzero(
-            as_tuple=True
-        )  # few hypotheses are inside, and look-ups cost more than this
-        if len(rows[0]):
-            at = tokens[rows]
-            child[rows], logp = self.graph.child(node[rows].unsqueeze(-1).expand_as(at), at)
-            stay[rows], last[rows] = self._split(child[rows], logp)
-        return child, stay, last
 
     def _split(self, node: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of reaching ``node`` and going on, and of reaching it and ending there."""

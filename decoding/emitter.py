@@ -17,13 +17,10 @@ class FrameScores:
     Attributes:
         blank_logp: ``(B, K)``.
         label: ``(B, K, k)`` scores of the frame's candidate tokens without any language model's part.
-        lm_logp: ``(B, K, k)`` the model's own language model's part, not yet scaled; None when it has none.
-            A class grammar replaces it; otherwise the search adds ``lm_scale`` times it.
     """
 
     blank_logp: Tensor
     label: Tensor
-    lm_logp: Tensor | None
 
 
 class FrameSynchronous(Protocol):
@@ -36,7 +33,7 @@ class FrameSynchronous(Protocol):
         lengths: ``(B,)`` encoder frames of each utterance.
         tokens: ``(B, T, k)`` candidate tokens of each frame, best first; k = V when nothing is left out.
         evidence: ``(B, T, k)`` how well each candidate fits its frame, whatever the hypothesis.
-        lm_scale: weight of ``FrameScores.lm_logp``.
+        lm_scale: weight of ``lm_logp``.
         contexts: the store that the states are contexts of, for a class grammar to share; None without one.
     """
 
@@ -53,6 +50,13 @@ class FrameSynchronous(Protocol):
 
     def score(self, frame: int, state: Tensor) -> FrameScores:
         """Scores at ``frame`` after the states ``(B, K)``."""
+        ...
+
+    def lm_logp(self, frame: int, state: Tensor) -> Tensor | None:
+        """The model's own language model on the candidates ``(B, K, k)``, not yet scaled; None without one.
+
+        A class grammar replaces it; otherwise the search adds ``lm_scale`` times it.
+        """
         ...
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ class history and place in a list are recombined by adding their probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -99,6 +100,7 @@ class BeamSearch:
         columns[MODEL] = state
         columns[NODE] = torch.full_like(state, NORMAL)
         if self._grammar:
+            self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
             columns[HISTORY], columns[NODE] = self._grammar.start(utterances)
         return Beam(torch.zeros(utterances, 1, device=state.device), torch.stack(columns, dim=-1)[:, None])
 
@@ -162,10 +164,10 @@ class BeamSearch:
             extra = self._extra(beam, tokens)
             label = label + extra.sum(-1)
         if self._grammar is None:
-            found = plain_candidates(scores, label, tokens, emitter.lm_scale)
+            lm = emitter.lm_logp(frame, beam.state[..., MODEL])
+            found = plain_candidates(scores, label, tokens, None if lm is None else emitter.lm_scale * lm)
         else:
-            history, node = beam.state[..., HISTORY], beam.state[..., NODE]
-            arcs = self._grammar.arcs(history, node, tokens, emitter.evidence[:, frame])
+            arcs = self._grammar.arcs(frame, beam.state[..., HISTORY], beam.state[..., NODE])
             found = class_candidates(scores, label, tokens, emitter.lm_scale, arcs)
         done = beam.state[..., DONE, None] > 0
         found.gain[..., 0].masked_fill_(done[..., 0], 0.0)
@@ -205,13 +207,15 @@ class BeamSearch:
     def _keep(self, score: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and places of the hypotheses that go on, best first."""
         size = min(self._width, score.shape[1])
-        if self._grammar is not None:
+        if self._grammar is None:
+            score, place = score.topk(size, dim=-1)
+        else:
             score, order = score.sort(dim=-1, descending=True, stable=True)
             inside = within_beam(surface.gather(1, order), self._config.beam)
             score, place = score.masked_fill(~inside, -torch.inf).topk(size, dim=-1)
-            return score, order.gather(1, place)
-        score, place = score.topk(size, dim=-1)
-        return score, place
+            place = order.gather(1, place)
+        live = max(1, int((~score.isneginf()).sum(-1).max()))  # what the threshold left is often much less
+        return score[:, :live], place[:, :live]
 
     def _chosen(self, extra: Tensor | None, parent: Tensor, place: Tensor, token: Tensor) -> Tensor:
         """The scorers' parts of the labels taken, ``(B, K, S)``."""

@@ -21,8 +21,9 @@ def greedy_search(
         for _ in range(max_symbols_per_frame):
             scores = emitter.score(frame, state)
             label = scores.label[:, 0]
-            if scores.lm_logp is not None:
-                label = label + emitter.lm_scale * scores.lm_logp[:, 0]
+            lm = emitter.lm_logp(frame, state)
+            if lm is not None:
+                label = label + emitter.lm_scale * lm[:, 0]
             best, place = label.max(-1)
             taken = open_ & (best > scores.blank_logp[:, 0])
             rows = taken.nonzero().squeeze(1)

@@ -78,13 +78,15 @@ class ContextStore(ABC):
         """The empty context for each utterance ``(B,)``."""
         return torch.zeros(utterances, dtype=torch.long, device=self.device)
 
-    def score(self, contexts: Tensor) -> Tensor:
+    def score(self, contexts: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log probabilities ``(..., V + C)``, the surface part normalised over V alone.
 
-        The last C columns are the tags' log odds against all surface tokens together, so that any set of
+        With ``tokens``, of a shape that broadcasts with ``contexts[..., None]``, only those. The last C columns are the tags' log odds against all surface tokens together, so that any set of
         active classes is normalised by adding its odds to one (see ``ClassLM``).
         """
-        return self._logits.data[contexts]
+        if tokens is None:
+            return self._logits.data[contexts]
+        return self._logits.data[contexts.unsqueeze(-1), tokens]
 
     def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """Rows ``(M,)`` of ``contexts ⊕ tokens``, each computed once in the life of the store."""

@@ -57,7 +57,7 @@ class Planted:
             while frame < FRAMES - 24:
                 frame = self._plant(row, frame, generator)
         with torch.no_grad():
-            self.model.blank_output.bias.fill_(4.0)
+            self.model.blank_output.bias.fill_(8.0)
         self.encoded = torch.randn(UTTERANCES, FRAMES, self.model.encoder.width, generator=generator)
 
     def _plant(self, row: torch.Tensor, frame: int, generator: torch.Generator) -> int:
@@ -70,8 +70,8 @@ class Planted:
         else:
             tokens = [int(torch.randint(VOCAB // 2, (1,), generator=generator)) * 2]
         for token in tokens:
-            row[frame, token] += 22.0
-            row[frame, int(torch.randint(VOCAB, (1,), generator=generator))] += 20.0
+            row[frame, token] += 26.0
+            row[frame, int(torch.randint(VOCAB, (1,), generator=generator))] += 24.0
             frame += int(torch.randint(3, 8, (1,), generator=generator))
         return frame
 

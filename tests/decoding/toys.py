@@ -62,8 +62,10 @@ class ToyEmitter:
     def score(self, frame: int, state: Tensor) -> FrameScores:
         last = self.contexts.origin(state)[1]  # -1, the empty context, is the table's last row
         scores = self.table[torch.arange(len(state))[:, None], frame, last].log_softmax(-1)
-        lm = self.contexts.score(state)[..., : self.num_tokens]
-        return FrameScores(scores[..., -1], scores[..., :-1], lm if self.with_lm else None)
+        return FrameScores(scores[..., -1], scores[..., :-1])
+
+    def lm_logp(self, frame: int, state: Tensor) -> Tensor | None:
+        return self.contexts.score(state)[..., : self.num_tokens] if self.with_lm else None
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         return self.contexts.advance(state, tokens)

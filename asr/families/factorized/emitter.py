@@ -62,12 +62,11 @@ class FactorizedEmitter:
         total = torch.bmm(self._expected.data[state], self._heard[:, frame, :, None]).squeeze(-1)
         labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[:, frame, None]
         normaliser = torch.logaddexp(blank, labels)
-        tokens = self.tokens[:, frame, None].expand(-1, state.shape[1], -1)
-        return FrameScores(
-            blank_logp=blank - normaliser,
-            label=self.evidence[:, frame, None] - normaliser[..., None],
-            lm_logp=self.contexts.score(state).gather(-1, tokens),
-        )
+        return FrameScores(blank - normaliser, self.evidence[:, frame, None] - normaliser[..., None])
+
+    def lm_logp(self, frame: int, state: Tensor) -> Tensor:
+        """See ``FrameSynchronous.lm_logp``."""
+        return self.contexts.score(state, self.tokens[:, frame, None])
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
