@@ -7,15 +7,18 @@ print(result.text, result.entities)
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
 
-from asr.audio import as_samples, read_segments
+from asr.audio import Samples, as_samples, read_segments
 from asr.bundle import Bundle, check_tensors, load_bundle
 from asr.decoding_config import DecodingConfig
 from asr.families import Family, load_family
@@ -30,7 +33,7 @@ from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
 from lm.classes import EncodedCatalog, EncodingReport, EntityCatalog, encode_catalog
 from lm.config import build_config
-from lm.errors import VocativeError
+from lm.errors import BundleError, ConfigError, VocativeError
 from lm.prefix_tree import PrefixTree
 from lm.tokenizer import Tokenizer
 
@@ -56,6 +59,38 @@ class _Segment:
     duration_s: float
     features: Tensor
     lists: _Lists | None
+
+
+@dataclass
+class _Recording:
+    """A recording on its way: ``found`` holds the n-best lists of its pieces by the time they start at."""
+
+    name: str
+    duration_s: float = 0.0
+    pieces: int = 0
+    found: dict[float, tuple[Hypothesis, ...]] = field(default_factory=dict)
+    read: bool = False
+    error: VocativeError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to read or to decode."""
+        return self.read and (self.error is not None or len(self.found) == self.pieces)
+
+    def add(self, start_s: float, nbest: tuple[Hypothesis, ...]) -> None:
+        """Note what was found in a piece; of several pieces only the best hypotheses are of use."""
+        if self.found:
+            nbest = nbest[:1]
+            if len(self.found) == 1:
+                self.found = {start: others[:1] for start, others in self.found.items()}
+        self.found[start_s] = nbest
+
+    def result(self) -> Transcript | VocativeError:
+        """The transcript, or what was wrong."""
+        if self.error is not None:
+            return self.error
+        parts = [nbest for _, nbest in sorted(self.found.items())]
+        return join_segments(self.name, round(self.duration_s, 3), parts)
 
 
 class Recognizer:
@@ -94,14 +129,25 @@ class Recognizer:
     def from_bundle(cls, bundle: Bundle, device: str = "cpu") -> Recognizer:
         """Build from a bundle that was read already."""
         config, source = bundle.config, str(bundle.folder / "config.yaml")
+        _check_keys(config, source)
         tokenizer = Tokenizer.load(bundle.tokenizer_path)
-        family = load_family(config["family"], config.get("model", {}), tokenizer, source)
+        try:
+            features = build_config(FeatureConfig, config.get("features", {}), f"{source}, features")
+            decoding = build_config(DecodingConfig, config.get("decoding", {}), f"{source}, decoding")
+            family = load_family(config["family"], config.get("model", {}), tokenizer, source)
+        except ConfigError as error:
+            raise BundleError(error.given, error.expected, error.fix) from None
         shapes = {name: tuple(t.shape) for name, t in family.model.state_dict().items()}
         check_tensors(shapes, bundle.tensors, bundle.folder)
+        bins = shapes.get("normaliser.mean", (features.num_bins,))[0]
+        if bins != features.num_bins:
+            raise BundleError(
+                f"{source}: features.num_bins = {features.num_bins}",
+                f"the {bins} bins of the model's tensors",
+                "use the checkpoint and the configuration of one training run",
+            )
         family.model.load_state_dict(bundle.tensors)
         family.model.to(device).eval()
-        features = build_config(FeatureConfig, config.get("features", {}), f"{source}, features")
-        decoding = build_config(DecodingConfig, config.get("decoding", {}), f"{source}, decoding")
         return cls(family, tokenizer, features, decoding)
 
     @overload
@@ -138,15 +184,18 @@ class Recognizer:
         """
         many = isinstance(audio, list)
         items = cast("list[Any]", audio) if many else [audio]
-        each: list[Any] = list(entities) if isinstance(entities, (list, tuple)) else [entities] * len(items)
-        if len(each) != len(items):
+        if isinstance(entities, (list, tuple)):
+            catalogs = [self.catalog(each) for each in entities]
+        else:
+            catalogs = [self.catalog(cast("Entities", entities))] * len(items)
+        if len(catalogs) != len(items):
             raise VocativeError(
-                f"{len(each)} sets of entities for {len(items)} recordings", "one for each", "match the lists"
+                f"{len(catalogs)} sets of entities for {len(items)} recordings",
+                "one for each",
+                "match the lists",
             )
         found = []
-        for _, result in self._run(
-            items, [self.catalog(e) for e in each], sample_rate, options, batch_s=60.0
-        ):
+        for _, result in self._run(items, catalogs, sample_rate, options, batch_s=60.0):
             if isinstance(result, VocativeError):
                 raise result
             found.append(result)
@@ -191,59 +240,57 @@ class Recognizer:
         options: DecodingConfig | None,
         batch_s: float,
     ) -> Iterator[tuple[int, Transcript | VocativeError]]:
-        """Results in order; recordings are read ahead until a batch is full."""
+        """Results in order, each as soon as it is known; no more than a batch of features is held."""
         options = options or self.decoding
         lists = [self._prepare(catalog, options) for catalog in catalogs]
+        open_: dict[int, _Recording] = {}
         waiting: list[_Segment] = []
-        errors: dict[int, VocativeError] = {}
-        first = 0
         for index, item in enumerate(items):
-            try:
-                pieces = list(self._segments(index, item, sample_rate, options, lists[index]))
-            except VocativeError as error:
-                errors[index] = error
-                pieces = []
-            waiting.extend(pieces)
-            if sum(s.duration_s for s in waiting) >= batch_s or index + 1 == len(items):
-                yield from self._results(range(first, index + 1), items, waiting, errors, options, batch_s)
-                waiting, errors, first = [], {}, index + 1
+            name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}"
+            recording = open_[index] = _Recording(name)
+            for piece in self._segments(index, item, sample_rate, options, lists[index]):
+                if isinstance(piece, VocativeError):
+                    recording.error, recording.found = piece, {}
+                    waiting = [segment for segment in waiting if segment.owner != index]
+                    continue
+                recording.pieces += 1
+                recording.duration_s += piece.duration_s
+                waiting.append(piece)
+                if sum(segment.duration_s for segment in waiting) >= batch_s:
+                    self._decode_all(waiting, open_, options, batch_s)
+                    waiting = []
+                    yield from _finished(open_)
+            recording.read = True
+            yield from _finished(open_)
+        self._decode_all(waiting, open_, options, batch_s)
+        yield from _finished(open_)
 
     def _segments(
         self, owner: int, item: Any, sample_rate: int, options: DecodingConfig, lists: _Lists | None
-    ) -> Iterator[_Segment]:
+    ) -> Iterator[_Segment | VocativeError]:
+        """The pieces of a recording; what is wrong with it ends them."""
         rate = self.features.sample_rate
-        if isinstance(item, (str, Path)):
-            pieces = read_segments(Path(item), options.segment_s, rate)
-        else:
-            samples = as_samples(item, sample_rate, rate)
-            length = int(options.segment_s * rate)
-            pieces = iter([(s / rate, samples[s : s + length]) for s in range(0, len(samples), length)])
-        for start_s, samples in pieces:
-            features = fbank(torch.from_numpy(samples), self.features)
-            yield _Segment(owner, start_s, len(samples) / rate, features, lists)
+        try:
+            if isinstance(item, (str, Path)):
+                pieces = read_segments(Path(item), options.segment_s, rate)
+            else:
+                pieces = _split(as_samples(item, sample_rate, rate), options.segment_s, rate)
+            for start_s, samples in pieces:
+                features = fbank(torch.from_numpy(samples), self.features)
+                yield _Segment(owner, start_s, len(samples) / rate, features, lists)
+        except VocativeError as error:
+            yield error
 
-    def _results(
+    def _decode_all(
         self,
-        owners: range,
-        items: Sequence[Any],
-        segments: list[_Segment],
-        errors: Mapping[int, VocativeError],
+        segments: Sequence[_Segment],
+        recordings: Mapping[int, _Recording],
         options: DecodingConfig,
         batch_s: float,
-    ) -> Iterator[tuple[int, Transcript | VocativeError]]:
-        found: dict[int, list[tuple[float, tuple[Hypothesis, ...]]]] = {}
+    ) -> None:
         for batch in _batches(segments, batch_s):
             for segment, nbest in zip(batch, self._decode(batch, options), strict=True):
-                found.setdefault(segment.owner, []).append((segment.start_s, nbest))
-        for owner in owners:
-            if owner in errors:
-                yield owner, errors[owner]
-                continue
-            item = items[owner]
-            name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{owner}"
-            duration_s = sum(s.duration_s for s in segments if s.owner == owner)
-            parts = [nbest for _, nbest in sorted(found[owner], key=lambda part: part[0])]
-            yield owner, join_segments(name, round(duration_s, 3), parts)
+                recordings[segment.owner].add(segment.start_s, nbest)
 
     @torch.no_grad()
     def _decode(self, batch: Sequence[_Segment], options: DecodingConfig) -> list[tuple[Hypothesis, ...]]:
@@ -253,7 +300,9 @@ class Recognizer:
         emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
         lists = [s.lists for s in batch]
         grammar = self._grammar(emitter, lists, options)
-        search = BeamSearch(emitter, options.search, grammar, self._scorers(lists, options))
+        search = BeamSearch(
+            emitter, options.search, grammar, self._scorers(lists, options, emitter.lengths.device)
+        )
         frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
         results = []
         for segment, nbest in zip(batch, search.run(), strict=True):
@@ -273,12 +322,14 @@ class Recognizer:
         starts_word = torch.from_numpy(self.tokenizer.starts_word)
         return ClassGrammar(emitter.contexts, starts_word, trees, options.class_bonus)
 
-    def _scorers(self, lists: Sequence[_Lists | None], options: DecodingConfig) -> list[Scorer]:
+    def _scorers(
+        self, lists: Sequence[_Lists | None], options: DecodingConfig, device: torch.device
+    ) -> list[Scorer]:
         if options.biasing != "phrases" or not any(lists):
             return []
         nothing = BoostGraph.build([], self.tokenizer.vocab_size)
         graphs = [one.boost if one and one.boost else nothing for one in lists]
-        return [PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases")]
+        return [PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device)]
 
     def _prepare(self, catalog: EntityCatalog | None, options: DecodingConfig) -> _Lists | None:
         """Encode and compile lists; lists used before are found again."""
@@ -302,11 +353,43 @@ class Recognizer:
         return self._lists[key]
 
 
+KEYS = frozenset({"format", "family", "sha256", "model", "features", "decoding"})
+"""What a model's ``config.yaml`` may hold."""
+
 MAX_LISTS = 64
 """Compiled sets of entity lists that a recognizer keeps."""
 
 EMPTY = RawHypothesis((), (), (), 0.0, {}, ())
 """Stands in where no hypothesis was left."""
+
+
+def _check_keys(config: Mapping[str, Any], source: str) -> None:
+    unknown = sorted(config.keys() - KEYS)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], KEYS, n=1, cutoff=0.0)[0]
+        raise BundleError(
+            f"{source}: unknown key {unknown[0]!r}",
+            f"some of {', '.join(sorted(KEYS))}",
+            f"did you mean {near!r}?",
+        )
+
+
+def _split(samples: Samples, longest_s: float, rate: int) -> Iterator[tuple[float, Samples]]:
+    """An array in as few equal pieces as needed, so that none is too short to be recognised."""
+    count = max(1, math.ceil(len(samples) / int(longest_s * rate)))
+    bounds = [len(samples) * number // count for number in range(count + 1)]
+    for start, end in pairwise(bounds):
+        yield start / rate, samples[start:end]
+
+
+def _finished(recordings: dict[int, _Recording]) -> Iterator[tuple[int, Transcript | VocativeError]]:
+    """Take out the recordings that are done, up to the first that is not."""
+    while recordings:
+        index, recording = next(iter(recordings.items()))
+        if not recording.done:
+            return
+        del recordings[index]
+        yield index, recording.result()
 
 
 def _batches(segments: Sequence[_Segment], batch_s: float) -> Iterator[list[_Segment]]:

@@ -90,7 +90,8 @@ class Renderer:
 
 
 def _agree(one: EntitySpan, other: EntitySpan) -> bool:
-    overlap = min(one.end_s, other.end_s) >= max(one.start_s, other.start_s)
+    # Touching is no overlap: a name said twice in a row is two entities. A span may have no length.
+    overlap = min(one.end_s, other.end_s) > max(one.start_s, other.start_s) or one.start_s == other.start_s
     return one.class_name == other.class_name and one.text == other.text and overlap
 
 

@@ -158,7 +158,7 @@ class Tokenizer:
         but is no letter is kept: digits, currency signs and ``& @ % + #``; they encode only if the training
         text held them.
         """
-        return _normalise(text, self.case)
+        return normalise(text, self.case)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` after ``normalise``; a character without a token is a DataError."""
@@ -190,7 +190,7 @@ class Tokenizer:
 
         Nothing raises: characters without a token show as -1.
         """
-        normal = [_normalise(text, self.case) for text in texts]
+        normal = [normalise(text, self.case) for text in texts]
         encoded = self._processor.encode(normal, num_threads=1) if normal else []
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=int(lengths.sum()))
@@ -284,7 +284,7 @@ class _Corpus:
     def __iter__(self) -> Iterator[str]:
         try:
             for line in self._lines:
-                text = _normalise(strip(line) if "<" in line or ">" in line else line, self._case)
+                text = normalise(strip(line) if "<" in line or ">" in line else line, self._case)
                 if text:
                     self._characters.update(text)
                     yield text
@@ -333,7 +333,8 @@ def _spoken(character: str) -> str:
 _CHARACTERS = _Characters()
 
 
-def _normalise(text: str, case: Case) -> str:
+def normalise(text: str, case: Case) -> str:
+    """Spoken form of ``text`` in upper or lower case; ``Tokenizer.normalise`` says what it does."""
     if not text.isascii():
         bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_STRAIGHT)))
         text = unicodedata.normalize("NFKC", bare).translate(_PLAIN_LETTERS)

@@ -54,6 +54,9 @@ def main() -> None:
 
         print(f"recipes: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        print(f"recipes: error: {error}; expected files that can be read and written", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

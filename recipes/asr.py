@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-from lm.config import build_config
+from asr.bundle import families
+from asr.decoding_config import DecodingConfig
+from asr.families import load_family
+from lm.config import build_config, merge
 from lm.errors import ConfigError
+from lm.tokenizer import Tokenizer
 from recipes import evaluate, train
 from recipes.config import RecipeConfig
 from recipes.corpora.an4 import CLASSES as AN4_CLASSES
@@ -28,7 +34,12 @@ def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) 
         config: the experiment.
         workdir: everything it makes.
         corpus: folder of the corpus, for one that is not made on the spot.
+
+    Raises:
+        ConfigError: a setting that some stage could not use.
     """
+    _check_model(config)
+    _check_systems(config)
     folder = train.Layout(workdir)
     stages = (
         _data_stage(config, folder, corpus),
@@ -78,10 +89,14 @@ def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) 
             (
                 *(folder.hypotheses(system.name) for system in config.systems),
                 folder.data / "test",
+                folder.cuts("test"),
                 folder.data / "entities.yaml",
             ),
             (folder.results, folder.report),
-            {"corpus": config.corpus, "systems": [system.name for system in config.systems]},
+            {
+                "corpus": config.corpus,
+                "systems": {system.name: evaluate.emits_spans(config, system) for system in config.systems},
+            },
             lambda: evaluate.score_systems(config, folder),
         ),
     )
@@ -114,6 +129,45 @@ def _data_stage(config: RecipeConfig, folder: train.Layout, corpus: Path | None)
         config.data,
         lambda: prepare(source, folder.data, an4),
     )
+
+
+def _check_model(config: RecipeConfig) -> None:
+    """Build the model without memory for its weights: a typo in it shows before the corpus is made."""
+    import torch
+
+    if config.family not in families():
+        near = difflib.get_close_matches(config.family, families(), n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"family {config.family!r}", f"one of {', '.join(families())}", f"did you mean {near!r}?"
+        )
+    sizes = SimpleNamespace(vocab_size=config.tokenizer.vocab_size, num_classes=len(CLASSES[config.corpus]))
+    with torch.device("meta"):
+        family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
+    family.loss_config(config.loss)
+    bins = len(family.model.get_submodule("normaliser").get_buffer("mean"))
+    if bins != config.features.num_bins:
+        raise ConfigError(
+            f"features.num_bins = {config.features.num_bins}",
+            f"the {bins} features that the model's encoder takes",
+            "make them equal",
+        )
+
+
+def _check_systems(config: RecipeConfig) -> None:
+    folder = train.Layout(Path())
+    taken: dict[Path, str] = {}
+    base = config.decoding.model_dump(mode="json")
+    for system in config.systems:
+        target = folder.hypotheses(system.name)
+        if target in taken or not any(c.isalnum() for c in system.name):
+            unlike = f" unlike {taken[target]!r}" if target in taken else ""
+            raise ConfigError(f"system {system.name!r}", f"a name with letters{unlike}", "rename it")
+        taken[target] = system.name
+        start = merge(base, system.decoding)
+        build_config(DecodingConfig, start, f"system {system.name!r}, decoding")
+        for name, values in system.tune.items():
+            for value in values:
+                build_config(DecodingConfig, start | {name: value}, f"system {system.name!r}, tune")
 
 
 def _params(config: RecipeConfig, *names: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class SystemConfig(Config):
     """What the row is called."""
     decoding: dict[str, Any] = Field(default_factory=dict)
     """Changes to the recipe's ``decoding``."""
-    tune: dict[str, list[float]] = Field(default_factory=dict)
+    tune: dict[str, Annotated[list[float], Field(min_length=1)]] = Field(default_factory=dict)
     """Values to try on dev, by name of a decoding setting; all combinations, the lowest dev WER wins."""
 
 

@@ -80,9 +80,14 @@ def decode(folder: Layout, split: str) -> None:
             lines.append(_json_line(result))
         target.write_text("".join(lines))
         took_s = time.monotonic() - began
-        say(
-            f"    {name}: {len(lines)} recordings, {audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time"
-        )
+        speed = f"{audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time"
+        say(f"    {name}: {len(lines)} recordings, {speed}")
+
+
+def emits_spans(config: RecipeConfig, system: SystemConfig) -> bool:
+    """Whether the system marks the entities that it takes from the lists."""
+    biasing: str = system.decoding.get("biasing", config.decoding.biasing)
+    return biasing == "classes"
 
 
 def score_systems(config: RecipeConfig, folder: Layout) -> None:
@@ -98,8 +103,9 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
     for system in config.systems:
         rows = folder.hypotheses(system.name).read_text().splitlines()
         systems[system.name] = {t.id: t for t in (from_dict(json.loads(row)) for row in rows)}
-        spans = system.decoding.get("biasing", config.decoding.biasing) == "classes"
-        reports[system.name] = score(references, systems[system.name], catalog, emits_spans=spans)
+        reports[system.name] = score(
+            references, systems[system.name], catalog, emits_spans=emits_spans(config, system)
+        )
     synthetic = config.corpus == "contacts"
     say(f"\n{config.corpus} test{', SYNTHETIC speech' if synthetic else ''}: {len(references)} utterances\n")
     say(compare(reports))

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from asr.scoring.errors import Alignment, Counts, align
 from lm.classes import EntityCatalog
-from lm.tokenizer import _normalise
+from lm.tokenizer import normalise
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class ListFinder:
         self._class_of: dict[tuple[str, ...], str] = {}
         for class_name, texts in phrases.items():
             for text in texts:
-                if words := tuple(_normalise(text, "lower").split()):
+                if words := tuple(normalise(text, "lower").split()):
                     self._class_of.setdefault(words, class_name)
         # Longest first, and only lengths that exist: lists mix single words with whole titles.
         self._lengths = sorted({len(words) for words in self._class_of}, reverse=True)

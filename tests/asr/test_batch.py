@@ -247,6 +247,29 @@ def test_results_that_cannot_be_written_fail_alone(tmp_path: Path) -> None:
     assert "choose txt or json" in rows(tmp_path / "ctm")["b"]["error"]
 
 
+def test_a_format_that_cannot_hold_a_result_fails_that_recording_alone(tmp_path: Path) -> None:
+    def refuse(transcript: Transcript, name: str, folder: Path) -> Path:
+        if transcript.id == "b" and refusing:
+            raise DataError("b has no word times", "a transcript with times", "choose txt")
+        return write(transcript, name, folder)
+
+    refusing = True
+    recordings = make(tmp_path / "in", "a.wav", "b.wav", "c.wav")
+    out = tmp_path / "out"
+    _, tally = batch(out, recordings, write=refuse)
+    assert (tally.done, tally.failed, tally.audio_s) == (2, 1, 10.0)
+    found = rows(out)
+    assert found["b"]["error"] == "b has no word times; expected a transcript with times; choose txt"
+    assert "text" not in found["b"]
+    assert "error" not in found["a"]
+    assert "error" not in found["c"]
+    refusing = False
+    recognised, tally = batch(out, recordings, write=refuse)
+    assert recognised == ["b"], "what failed is tried again, the rest is kept"
+    assert (tally.done, tally.skipped, tally.failed) == (1, 2, 0)
+    assert "error" not in rows(out)["b"]
+
+
 def test_file_names_that_are_no_text(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.wav")
     recordings = make(tmp_path / "in", "a.wav")
