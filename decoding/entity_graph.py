@@ -63,6 +63,11 @@ class EntityGraph:
         found = (self._key[place] == keys) & (nodes >= 0)
         return torch.where(found, self._target[place], -1), torch.where(found, self._logp[place], -torch.inf)
 
+    def share_logp(self, node: int) -> float:
+        """Log of the share of its class's weight that the entries ending at ``node`` hold."""
+        number = max(i for i, offset in enumerate(self._offsets) if offset <= node)
+        return self._trees[number].share_logp(node - self._offsets[number])
+
     def entries(self, node: int) -> tuple[int, list[tuple[int, int, float]]]:
         """Class index and entries (class, entry, weight) that end at ``node``."""
         number = max(i for i, offset in enumerate(self._offsets) if offset <= node)

@@ -262,4 +262,9 @@ class BeamSearch:
         # An entity that was not finished is none; only where nothing else is left do its tokens stand.
         whole = score.masked_fill(beam.state[..., NODE] >= 0, -torch.inf)
         score = torch.where(whole.isneginf().all(-1, keepdim=True), score, whole)
-        return self._trace.read(score, added, [s.name for s in self._scorers], self._config.nbest)
+        names = [s.name for s in self._scorers]
+        return self._trace.read(score, added, names, self._config.nbest, self._worth)
+
+    def _worth(self, node: int) -> float:
+        """What the length of its list cost the entity that ends at ``node``."""
+        return -self._emitter.lm_scale * self._grammar.graph.share_logp(node) if self._grammar else 0.0

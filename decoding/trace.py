@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -64,14 +65,21 @@ class Trace:
 
     steps: list[Step] = field(default_factory=list)
 
-    def read(self, score: Tensor, finish: Tensor, names: list[str], size: int) -> list[list[RawHypothesis]]:
+    def read(
+        self, score: Tensor, finish: Tensor, names: list[str], size: int, worth: Callable[[int], float]
+    ) -> list[list[RawHypothesis]]:
         """The n-best lists.
+
+        Hypotheses of the same tokens become one, with their probabilities added. Shown is the reading whose
+        score is best when every entity is taken back what its list's length cost it: once the words are an
+        entry, the question is only whether this was a place for its class.
 
         Args:
             score: ``(B, K)`` final scores, -inf for hypotheses that do not count.
             finish: ``(B, K, S)`` what the scorers added at the end.
             names: names of the scorers.
             size: hypotheses wanted for each utterance.
+            worth: what is given back to an entity that ends at a node.
         """
         columns = self._columns()
         finals, last = score.tolist(), finish.tolist()
@@ -82,7 +90,7 @@ class Trace:
                 self._hypothesis(columns, b, k, row[k], dict(zip(names, last[b][k], strict=True)))
                 for k in order
             ]
-            lists.append(_merge(found)[:size])
+            lists.append(_merge(found, worth)[:size])
         return lists
 
     def _columns(self) -> dict[str, NDArray[np.float64]]:
@@ -129,14 +137,14 @@ class Trace:
         )
 
 
-def _merge(found: list[RawHypothesis]) -> list[RawHypothesis]:
-    """Hypotheses of the same tokens become the best of them, with their probabilities added."""
+def _merge(found: list[RawHypothesis], worth: Callable[[int], float]) -> list[RawHypothesis]:
     groups: dict[tuple[int, ...], list[RawHypothesis]] = {}
     for hypothesis in found:
         groups.setdefault(hypothesis.tokens, []).append(hypothesis)
     merged = []
     for group in groups.values():
-        best = group[0]
-        score = best.score + math.log(sum(math.exp(h.score - best.score) for h in group))
-        merged.append(best if len(group) == 1 else RawHypothesis(**{**best.__dict__, "score": score}))
+        top = group[0].score
+        score = top + math.log(sum(math.exp(h.score - top) for h in group))
+        shown = max(group, key=lambda h: h.score + sum(worth(span.node) for span in h.spans))
+        merged.append(replace(shown, score=score) if len(group) > 1 else shown)
     return sorted(merged, key=lambda h: -h.score)

@@ -81,8 +81,9 @@ class ContextStore(ABC):
     def score(self, contexts: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log probabilities ``(..., V + C)``, the surface part normalised over V alone.
 
-        With ``tokens``, of a shape that broadcasts with ``contexts[..., None]``, only those. The last C columns are the tags' log odds against all surface tokens together, so that any set of
-        active classes is normalised by adding its odds to one (see ``ClassLM``).
+        With ``tokens``, of a shape that broadcasts with ``contexts[..., None]``, only those. The last C columns
+        are the tags' log odds against all surface tokens together, so that any set of active classes is
+        normalised by adding its odds to one (see ``ClassLM``).
         """
         if tokens is None:
             return self._logits.data[contexts]

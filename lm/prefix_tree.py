@@ -102,6 +102,13 @@ class PrefixTree:
         pairs = zip(self.entry_index[here].tolist(), self.entry_weight[here].tolist(), strict=True)
         return [(kind, entry, weight) for entry, weight in pairs]
 
+    def share_logp(self, node: int) -> float:
+        """Log of the share of its class's weight that the entities ending at ``node`` hold."""
+        inside = self.node_class.numpy() == int(self.node_class[node])
+        total = float(np.repeat(inside, np.diff(self.entry_offset)) @ self.entry_weight)
+        here = slice(int(self.entry_offset[node]), int(self.entry_offset[node + 1]))
+        return float(np.log(self.entry_weight[here].sum() / total))
+
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on ``device``; the entry lists stay with the CPU."""
         moved: dict[str, Any] = {}

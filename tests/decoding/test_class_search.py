@@ -103,3 +103,19 @@ def test_class_paths_of_one_surface_count_once_in_the_beam() -> None:
     search = BeamSearch(emitter, BeamConfig(beam=4, threshold=1000.0, nbest=50), grammar(emitter, [tree]))
     found = search.run()[0]
     assert 3 <= len({h.tokens for h in found}) == len(found) <= 4
+
+
+def test_an_entity_of_a_long_list_is_still_shown_as_one() -> None:
+    """Only whether this is a place for the class decides, not how many other entries the list has."""
+    lm = BigramLM(VOCAB, CLASSES, seed=5)
+    lm.table[:] = 0.0
+    lm.table[:, VOCAB] = 1.0  # class 0 is a little likelier than any token, everywhere
+    emitter = ToyEmitter([2], lm, seed=6)
+    emitter.table[:] = 0.0
+    emitter.table[:, 0, :, 0] = emitter.table[:, 1, :, 2] = 9.0
+    others = [([1, a, b], 1.0) for a in range(VOCAB) for b in range(VOCAB)]
+    tree = tree_of({0: [([0, 2], 1.0), *others]}, VOCAB, CLASSES)
+    best = BeamSearch(emitter, BeamConfig(beam=8), grammar(emitter, [tree])).run()[0][0]
+    assert best.tokens == (0, 2)
+    assert [(s.start, s.end) for s in best.spans] == [(0, 2)]
+    assert tree.share_logp(best.spans[0].node) == pytest.approx(-torch.tensor(17.0).log())
