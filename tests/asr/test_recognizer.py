@@ -155,13 +155,13 @@ def test_no_list_and_an_empty_one_are_the_same(recognizer: Recognizer) -> None:
     assert unused == plain
 
 
-def test_the_order_of_a_list_does_not_matter(recognizer: Recognizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("biasing", ["classes", "phrases"])
+def test_the_order_of_a_list_does_not_matter(recognizer: Recognizer, tmp_path: Path, biasing: str) -> None:
     turned = {name: entries[::-1] for name, entries in reversed(LISTS.items())}
-    for biasing in ("classes", "phrases"):
-        options = DecodingConfig.model_validate({"biasing": biasing, "class_bonus": 4.0, "phrase_bonus": 2.0})
-        one = Recognizer.transcribe(recognizer, sound(3.0, 6), entities=LISTS, options=options)
-        recognizer._lists.clear()
-        assert recognizer.transcribe(sound(3.0, 6), entities=turned, options=options) == one
+    options = DecodingConfig.model_validate({"biasing": biasing, "class_bonus": 4.0, "phrase_bonus": 2.0})
+    one = recognizer.transcribe(sound(3.0, 6), entities=LISTS, options=options)
+    recognizer._lists.clear()
+    assert recognizer.transcribe(sound(3.0, 6), entities=turned, options=options) == one
     (tmp_path / "lists.yaml").write_text(yaml.safe_dump(turned))
     listed = recognizer.transcribe(sound(3.0, 6), entities=tmp_path / "lists.yaml", options=options)
     assert listed == one

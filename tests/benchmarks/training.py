@@ -35,7 +35,9 @@ def make_model() -> FactorizedTransducer:
     torch.manual_seed(0)
     encoder = ConformerConfig(layers=8, width=160, feed_forward=640)
     predictor = TransformerLMConfig(layers=1, width=128, heads=4, feed_forward=512)
-    return FactorizedTransducer(FactorizedConfig(encoder=encoder, predictor=predictor), VOCAB, CLASSES).train()
+    return FactorizedTransducer(
+        FactorizedConfig(encoder=encoder, predictor=predictor), VOCAB, CLASSES
+    ).train()
 
 
 def make_batches() -> list[Batch]:
@@ -66,7 +68,9 @@ def timed(model: FactorizedTransducer, batches: list[Batch], factorized: bool) -
     value = math.nan
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model.losses(batch, FactorizedLossConfig())["total"] if factorized else ctc_only(model, batch)
+            loss = (
+                model.losses(batch, FactorizedLossConfig())["total"] if factorized else ctc_only(model, batch)
+            )
         loss.backward()
         model.zero_grad(set_to_none=True)
         value = float(loss.detach())
@@ -75,7 +79,9 @@ def timed(model: FactorizedTransducer, batches: list[Batch], factorized: bool) -
 
 def main() -> int:
     """Run, print, and check the bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each side")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

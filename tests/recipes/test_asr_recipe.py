@@ -82,7 +82,8 @@ def test_it_makes_a_model_figures_and_a_report(workdir: Path) -> None:
         assert 0.0 <= values["wer"]["value"] <= 2.0
         assert len(values["utterances"]) == 4
         assert values["missing"] == []
-    assert "span_match" not in figures["FNT"]["entities"] or not figures["FNT"]["entities"]["span_match"]
+    marked = [name for name in names if figures[name]["entities"]["span"] is not None]
+    assert marked == ["C-FNT"], "only the class search says where an entity is"
     report = (workdir / "report.html").read_text()
     assert "SYNTHETIC" in report.upper()
     assert all(name in report for name in names)
