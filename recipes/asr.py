@@ -43,6 +43,14 @@ def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) 
     folder = train.Layout(workdir)
     stages = (
         _data_stage(config, folder, corpus),
+        *_training_stages(config, folder),
+        *_result_stages(config, folder),
+    )
+    return Recipe(config.corpus, workdir, stages)
+
+
+def _training_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
+    return (
         Stage(
             "manifests",
             "find the recordings and their durations",
@@ -67,6 +75,11 @@ def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) 
             _params(config, "family", "model", "loss", "features", "training"),
             lambda: train.train_model(config, folder),
         ),
+    )
+
+
+def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
+    return (
         Stage(
             "model",
             "tune the search on dev and pack the model",
@@ -100,7 +113,6 @@ def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) 
             lambda: evaluate.score_systems(config, folder),
         ),
     )
-    return Recipe(config.corpus, workdir, stages)
 
 
 def _data_stage(config: RecipeConfig, folder: train.Layout, corpus: Path | None) -> Stage:

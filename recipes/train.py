@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
     family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
+    fingerprint = _fingerprint(config, folder)
+    _put_aside(folder.training, fingerprint)
     text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
     plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
     valid = BatchPlan(cuts["dev"], max(settings.batch_s, 60.0)).epoch(0)
@@ -148,7 +151,7 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         loader=loader,
         num_tokens=tokenizer.vocab_size,
         folder=folder.training,
-        fingerprint=_fingerprint(config, folder),
+        fingerprint=fingerprint,
         text=text,
     )
     with progress("    training", trainer.steps) as shown:
@@ -163,6 +166,18 @@ def _read_text(path: Path, tokenizer):  # type: ignore[no-untyped-def]
 
     lines = path.read_text().splitlines()
     return [Example.from_text(f"text-{i}", line, tokenizer) for i, line in enumerate(lines) if line.strip()]
+
+
+def _put_aside(training: Path, fingerprint: str) -> None:
+    """Keep a training with other settings under another name, so that this one starts afresh."""
+    mark = training / "fingerprint"
+    if mark.exists() and (before := mark.read_text()) != fingerprint:
+        old = training.with_name(f"{training.name}-{before[:8]}")
+        shutil.rmtree(old, ignore_errors=True)
+        training.rename(old)
+        say(f"    settings or data changed: the training so far is kept in {old}")
+    training.mkdir(parents=True, exist_ok=True)
+    mark.write_text(fingerprint)
 
 
 def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
