@@ -64,7 +64,12 @@ def apply_overrides(values: dict[str, Any], assignments: list[str]) -> dict[str,
                     f"--set {assignment!r}: {parent!r} is a value", "a section", "check the key"
                 )
             node = child
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {assignment!r}", "a value in YAML", "quote or correct the value"
+            ) from None
     return result
 
 
