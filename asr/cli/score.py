@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asr.cli.console import put, say
 from lm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asr.scoring.score import ScoreReport
 
 
 def score(
@@ -59,7 +62,6 @@ def score(
     from asr.scoring.report import write_report
     from asr.scoring.score import compare
     from asr.scoring.score import score as score_one
-    from asr.writers import write_whole
     from lm.classes import EntityCatalog
 
     names = system_names(hyp)
@@ -71,12 +73,18 @@ def score(
     }
     put(next(iter(reports.values())).to_text() if len(reports) == 1 else compare(reports))
     if json:
-        figures = {name: json_module.loads(found.to_json()) for name, found in reports.items()}
-        write_whole(json, json_module.dumps(figures, ensure_ascii=False, indent=2) + "\n")
-        say(f"wrote {json}")
+        _write_json(json, reports)
     if report:
         say(f"wrote {write_report(report, f'Scores on {ref.name}', reports)}")
     return 1 if any(found.missing for found in reports.values()) else 0
+
+
+def _write_json(path: Path, reports: Mapping[str, ScoreReport]) -> None:
+    from asr.writers import write_whole
+
+    figures = {name: json_module.loads(found.to_json()) for name, found in reports.items()}
+    write_whole(path, json_module.dumps(figures, ensure_ascii=False, indent=2) + "\n")
+    say(f"wrote {path}")
 
 
 def system_names(paths: Sequence[Path]) -> list[str]:
