@@ -77,12 +77,27 @@ def fbank(samples: Tensor, config: FeatureConfig) -> Tensor:
     Raises:
         AudioError: ``samples`` are not one recording of at least a frame.
     """
+    return fbank_inside(_mirrored(_check(samples, config), config), config)
+
+
+def fbank_inside(samples: Tensor, config: FeatureConfig) -> Tensor:
+    """Compute the features of `fbank` for the frames that lie inside ``samples``, the first at their start.
+
+    Nothing is mirrored (Kaldi's ``--snip-edges=true``): for a stream, whose ends are mirrored only once.
+
+    Returns:
+        (T, num_bins) float32, ``T = 1 + (S - width) // shift``.
+
+    Raises:
+        AudioError: as for `fbank`.
+    """
+    samples = _check(samples, config).mul(_SCALE)
     try:
         from torchaudio.compliance import kaldi
     except (ImportError, OSError):  # OSError: a torchaudio built for another torch
-        return fbank_reference(samples, config)
+        return _log_mel(samples.unfold(0, config.width, config.shift), config)
     features: Tensor = kaldi.fbank(
-        _check(samples, config).mul(_SCALE)[None],
+        samples[None],
         sample_frequency=float(config.sample_rate),
         num_mel_bins=config.num_bins,
         frame_length=config.frame_length_ms,
@@ -90,7 +105,7 @@ def fbank(samples: Tensor, config: FeatureConfig) -> Tensor:
         low_freq=config.low_freq,
         high_freq=config.high_freq,
         preemphasis_coefficient=_PREEMPHASIS,
-        snip_edges=False,
+        snip_edges=True,
         dither=0.0,
     )
     return features
@@ -98,13 +113,18 @@ def fbank(samples: Tensor, config: FeatureConfig) -> Tensor:
 
 def fbank_reference(samples: Tensor, config: FeatureConfig) -> Tensor:
     """Compute the features of `fbank` in plain torch (Kaldi: feature-window.cc, mel-computations.cc)."""
-    frames = _frames(_check(samples, config).mul(_SCALE), config.width, config.shift)
+    samples = _mirrored(_check(samples, config), config).mul(_SCALE)
+    return _log_mel(samples.unfold(0, config.width, config.shift), config)
+
+
+def _log_mel(frames: Tensor, config: FeatureConfig) -> Tensor:
+    """Features of frames (T, width)."""
     frames = frames - frames.mean(dim=1, keepdim=True)
     before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-    window = torch.hann_window(config.width, periodic=False, device=samples.device).pow(0.85)  # Povey's
+    window = torch.hann_window(config.width, periodic=False, device=frames.device).pow(0.85)  # Povey's
     fft_size = _fft_size(config)
     power = torch.fft.rfft((frames - _PREEMPHASIS * before) * window, n=fft_size).abs().pow(2.0)
-    mel: Tensor = power[:, : fft_size // 2] @ _mel_filters(config).to(samples.device).T
+    mel: Tensor = power[:, : fft_size // 2] @ _mel_filters(config).to(frames.device).T
     return mel.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
@@ -116,13 +136,21 @@ def _check(samples: Tensor, config: FeatureConfig) -> Tensor:
     return samples.float()
 
 
-def _frames(samples: Tensor, width: int, shift: int) -> Tensor:
-    """Cut (S,) into (T, width) frames, the first centred on ``shift / 2``; the ends are mirrored."""
-    count = (len(samples) + shift // 2) // shift
+def mirrored_samples(count: int, config: FeatureConfig) -> tuple[int, int]:
+    """How many samples of a recording of ``count`` are mirrored at its start, and how many at its end.
+
+    Frames are then cut every ``shift`` samples, the first centred on ``shift / 2``.
+    """
+    width, shift = config.width, config.shift
+    frames = (count + shift // 2) // shift
     left = width // 2 - shift // 2
-    right = max((count - 1) * shift + width - left - len(samples), 0)
-    mirrored = torch.cat([samples[:left].flip(0), samples, samples[len(samples) - right :].flip(0)])
-    return mirrored.unfold(0, width, shift)[:count]
+    return left, max((frames - 1) * shift + width - left - count, 0)
+
+
+def _mirrored(samples: Tensor, config: FeatureConfig) -> Tensor:
+    """``samples`` (S,) with as much of their mirror image at both ends as the frames need."""
+    left, right = mirrored_samples(len(samples), config)
+    return torch.cat([samples[:left].flip(0), samples, samples[len(samples) - right :].flip(0)])
 
 
 def _fft_size(config: FeatureConfig) -> int:

@@ -308,7 +308,10 @@ class Recognizer:
         for segment, nbest in zip(batch, search.run(), strict=True):
             catalog = segment.lists.encoded.catalog if segment.lists else None
             graph: EntityGraph | None = grammar.graph if grammar else None
-            renderer = Renderer(self.tokenizer, frame_s, segment.start_s, segment.duration_s, graph, catalog)
+            encoded = segment.lists.encoded if segment.lists else None
+            renderer = Renderer(
+                self.tokenizer, frame_s, segment.start_s, segment.duration_s, graph, catalog, encoded
+            )
             results.append(renderer.hypotheses(nbest or [EMPTY]))
         return results
 
@@ -317,6 +320,12 @@ class Recognizer:
     ) -> ClassGrammar | None:
         if options.biasing != "classes" or not any(lists):
             return None
+        if emitter.contexts is None:
+            raise ConfigError(
+                "entity lists as classes with a model that has no class language model",
+                "decoding.biasing phrases or none",
+                "use biasing=phrases, or a factorized model",
+            )
         nothing = PrefixTree.empty(self.tokenizer.vocab_size, self.tokenizer.num_classes)
         trees = [one.tree if one else nothing for one in lists]
         starts_word = torch.from_numpy(self.tokenizer.starts_word)
@@ -341,6 +350,13 @@ class Recognizer:
             vocab, classes = self.tokenizer.vocab_size, self.tokenizer.num_classes
             boost = None
             if options.biasing == "phrases":
+                for kind in encoded.classes:
+                    if kind.graph is not None:
+                        raise ConfigError(
+                            f"patterns or nested entries in class {kind.name!r} with biasing 'phrases'",
+                            "listed phrases, or biasing 'classes'",
+                            "list the phrases, or use a factorized model with biasing=classes",
+                        )
                 phrases = [
                     (kind.tokens[a:b].tolist(), 1.0)
                     for kind in encoded.classes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decoding.entity_graph import EntityGraph
 from decoding.result import EntitySpan, Hypothesis, Transcript, Word
 from decoding.trace import RawHypothesis
-from lm.classes import EntityCatalog
+from lm.classes import EncodedCatalog, EntityCatalog
 from lm.tokenizer import Tokenizer
 
 LONGEST_WORD_TAIL_S = 0.4
@@ -21,7 +21,8 @@ class Renderer:
     """Turns the n-best list of one segment into words.
 
     ``frame_s`` is the length of an encoder frame; ``start_s`` and ``duration_s`` place the segment in its
-    recording. ``graph`` and ``catalog`` name the entries behind the spans; None when the search had no lists.
+    recording. ``graph``, ``catalog`` and ``encoded`` name the entries behind the spans; None when the search had no
+    lists.
     """
 
     tokenizer: Tokenizer
@@ -30,6 +31,7 @@ class Renderer:
     duration_s: float
     graph: EntityGraph | None = None
     catalog: EntityCatalog | None = None
+    encoded: EncodedCatalog | None = None
 
     def hypotheses(self, nbest: Sequence[RawHypothesis]) -> tuple[Hypothesis, ...]:
         """All hypotheses, entity confidences being posteriors within the list."""
@@ -81,11 +83,16 @@ class Renderer:
         assert self.catalog is not None
         class_index, entries = self.graph.entries(node)
         name = self.tokenizer.classes[class_index]
-        _, number, _ = max(entries, key=lambda e: e[2])
-        entry = self.catalog.classes[name].entries[number]
         text = " ".join(w.text for w in words[start:end])
+        if entries:
+            _, number, _ = max(entries, key=lambda e: e[2])
+            entry = self.catalog.classes[name].entries[number]
+            written, id = entry.text, entry.id
+        else:  # a pattern or number class: the written form follows from the words
+            reading = self.encoded.reading(name, text) if self.encoded else None
+            written, id = (reading.written, reading.entry.id) if reading else (text, None)
         return EntitySpan(
-            name, text, entry.text, entry.id, start, end, words[start].start_s, words[end - 1].end_s, 1.0
+            name, text, written, id, start, end, words[start].start_s, words[end - 1].end_s, 1.0
         )
 
 

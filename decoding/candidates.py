@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from decoding.class_status import NORMAL, ClassArcs
-from decoding.emitter import FrameScores
 from decoding.trace import BLANK
 
 
 class Candidates(NamedTuple):
-    """W extensions of every hypothesis; the first column is the blank.
+    """W extensions of every hypothesis; the first column is the blank, the second, for CTC, the repeat.
 
     Attributes:
         gain: ``(B, K, W)`` log score of the extension, -inf where it cannot be.
         lm_gain: ``(B, K, W)`` the language model's part of it.
         node: ``(B, K, W)`` entity tree node a label leads to, NORMAL outside entities; None without classes.
-        token: ``(B, W)`` label of each column, BLANK in the first.
-        place: ``(B, W)`` its place among the frame's candidate tokens; anything in the first.
+        token: ``(B, W)`` label of each column, BLANK where it emits nothing.
+        place: ``(B, W)`` its place among the frame's candidate tokens; anything where it emits nothing.
         ends: ``(W,)`` whether the column's label ends an entity; None without classes.
     """
 
@@ -32,31 +31,36 @@ class Candidates(NamedTuple):
     ends: Tensor | None
 
 
-def plain_candidates(scores: FrameScores, label: Tensor, tokens: Tensor, own_lm: Tensor | None) -> Candidates:
-    """Blank and labels with the emitter's own language model.
+def plain_candidates(stay: Tensor, label: Tensor, tokens: Tensor, own_lm: Tensor | None) -> Candidates:
+    """Staying, and labels with the emitter's own language model.
 
-    ``label`` ``(B, K, k)`` may hold scorers' parts; ``own_lm`` ``(B, K, k)`` is scaled.
+    ``stay`` is ``(B, K, 1 or 2)``; ``label`` ``(B, K, k)`` may hold scorers' parts; ``own_lm`` ``(B, K, k)`` is
+    scaled.
     """
-    blank = scores.blank_logp.unsqueeze(-1)
-    lm = torch.zeros_like(label) if own_lm is None else own_lm
-    token = torch.nn.functional.pad(tokens, (1, 0), value=BLANK)
-    place = torch.arange(-1, tokens.shape[1], device=tokens.device).clamp_min(0).expand_as(token)
-    gain = torch.cat((blank, label + lm), dim=-1)
-    return Candidates(gain, torch.nn.functional.pad(lm, (1, 0)), None, token, place, None)
+    quiet = stay.shape[-1]
+    if own_lm is None:
+        gain, lm = torch.cat((stay, label), dim=-1), torch.zeros((), device=label.device)
+        lm = lm.expand(gain.shape)
+    else:
+        gain = torch.cat((stay, label + own_lm), dim=-1)
+        lm = torch.nn.functional.pad(own_lm, (quiet, 0))
+    token = torch.nn.functional.pad(tokens, (quiet, 0), value=BLANK)
+    place = torch.arange(-quiet, tokens.shape[1], device=tokens.device).clamp_min(0).expand_as(token)
+    return Candidates(gain, lm, None, token, place, None)
 
 
 def class_candidates(
-    scores: FrameScores, label: Tensor, tokens: Tensor, lm_scale: float, arcs: ClassArcs
+    stay: Tensor, label: Tensor, tokens: Tensor, lm_scale: float, arcs: ClassArcs
 ) -> Candidates:
-    """Blank, and the labels that the class grammar allows."""
-    pad = torch.nn.functional.pad
+    """Staying, and the labels that the class grammar allows."""
+    pad, quiet = torch.nn.functional.pad, stay.shape[-1]
     lm = lm_scale * arcs.lm_logp
     labels = label.gather(-1, arcs.place[:, None].expand(-1, label.shape[1], -1)) + lm
     return Candidates(
-        torch.cat((scores.blank_logp.unsqueeze(-1), labels), dim=-1),
-        pad(lm, (1, 0)),
-        pad(arcs.node, (1, 0), value=NORMAL),
-        pad(tokens.gather(1, arcs.place), (1, 0), value=BLANK),
-        pad(arcs.place, (1, 0)),
-        pad(arcs.ends, (1, 0)),
+        torch.cat((stay, labels), dim=-1),
+        pad(lm, (quiet, 0)),
+        pad(arcs.node, (quiet, 0), value=NORMAL),
+        pad(tokens.gather(1, arcs.place), (quiet, 0), value=BLANK),
+        pad(arcs.place, (quiet, 0)),
+        pad(arcs.ends, (quiet, 0)),
     )

@@ -53,6 +53,18 @@ class ClassArcs(NamedTuple):
     ends: Tensor
 
 
+class ClassLook(NamedTuple):
+    """What the language model says of the next label, before anything is heard.
+
+    Attributes:
+        tags: ``(B, K, C)`` log P(@c | w).
+        normal: ``(B, K, F, k)`` log P(v | w) of each frame's candidate tokens.
+    """
+
+    tags: Tensor
+    normal: Tensor
+
+
 class _Entries(NamedTuple):
     """Arcs out of the roots worth considering in each frame, ``(B, T, E)`` each; ``ends`` is ``(E,)``."""
 
@@ -90,7 +102,8 @@ class ClassGrammar:
         classes = self.graph.active.shape[1]
         self._tags = torch.arange(self._num_tokens, self._num_tokens + classes, device=contexts.device)
         inactive = torch.zeros(self.graph.active.shape, device=contexts.device)
-        self._offset = inactive.masked_fill(~self.graph.active, -torch.inf)[:, None] + bonus  # (B, 1, C)
+        entering = bonus - self.graph.class_cost.to(contexts.device)
+        self._offset = (inactive + entering).masked_fill(~self.graph.active, -torch.inf)[:, None]  # (B, 1, C)
         # log P(a token that starts a word) by context
         self._word_mass = Rows((), torch.float32, contexts.device)
 
@@ -124,32 +137,48 @@ class ClassGrammar:
             torch.cat(parts, dim=-1),
             torch.arange(arcs * len(parts), device=tokens.device) >= arcs,
         )
-        self._tokens = tokens
+        self._reach = torch.where(graph.active[:, :, None, None], logp, -torch.inf).amax(1)  # (B, T, k)
+        self._row = torch.arange(len(tokens), device=tokens.device)
         self._order = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
 
-    def arcs(self, frame: int, history: Tensor, node: Tensor) -> ClassArcs:
-        """Transitions of hypotheses with contexts ``history`` ``(B, K)`` at ``node`` ``(B, K)``."""
-        entries, tokens = self._entries, self._tokens[:, frame]
+    def look(self, tokens: Tensor, history: Tensor, node: Tensor) -> ClassLook:
+        """What may follow contexts ``history`` ``(B, K)`` at ``node`` ``(B, K)``; ``tokens`` is ``(B, F, k)``."""
         odds = self.contexts.score(history, self._tags) + self._offset  # (B, K, C)
-        normal = self.contexts.score(history, tokens[:, None])
-        special = bool((node != NORMAL).any())
+        normal = self.contexts.score(history, tokens.flatten(1)[:, None])
+        exited = node == EXITED
         surface = torch.zeros((), device=node.device)
-        if special:
-            exited = node == EXITED
+        if bool(exited.any()):
             surface = torch.where(exited, self._starting_mass(history), surface)
-            normal = normal.masked_fill(
-                exited.unsqueeze(-1) & ~self._starts_word[tokens][:, None], -torch.inf
-            )
+            begins = self._starts_word[tokens].flatten(1)[:, None]
+            normal = normal.masked_fill(exited.unsqueeze(-1) & ~begins, -torch.inf)
         total = torch.logaddexp(surface, odds.logsumexp(-1)).unsqueeze(-1)
-        which = entries.class_index[:, frame, None].expand(-1, node.shape[1], -1)
-        enter = (odds - total).gather(-1, which) + entries.logp[:, frame, None]
-        normal = normal - total
-        targets = entries.node[:, frame, None].expand(-1, node.shape[1], -1)
+        return ClassLook(odds - total, (normal - total).view(*node.shape, *tokens.shape[1:]))
+
+    def bound(self, frames: Tensor, found: ClassLook, label: Tensor, lm_scale: float, node: Tensor) -> Tensor:
+        """At least the best score ``(B, K, F)`` of any label at ``frames`` ``(B, F)``.
+
+        ``label`` ``(B, K, F, k)`` is added to ``lm_scale`` times what the language model says.
+        """
+        reach = lm_scale * self._reach[self._row[:, None], frames][:, None]
+        enter = (label + reach).amax(-1) + lm_scale * found.tags.amax(-1, keepdim=True)
+        outside = (label + lm_scale * found.normal).amax(-1).maximum(enter)
+        return torch.where((node >= 0).unsqueeze(-1), label.amax(-1), outside)
+
+    def arcs(self, frame: Tensor, tokens: Tensor, found: ClassLook, node: Tensor) -> ClassArcs:
+        """Transitions of hypotheses at ``node`` ``(B, K)`` when each utterance is at its ``frame`` ``(B,)``.
+
+        ``tokens`` ``(B, k)`` are the candidates there, ``found.normal`` is ``(B, K, k)``.
+        """
+        which, place, target, entry_logp = (part[self._row, frame] for part in self._entries[:4])
+        shape = (-1, node.shape[1], -1)
+        normal = found.normal
+        enter = found.tags.gather(-1, which[:, None].expand(shape)) + entry_logp[:, None]
+        targets = target[:, None].expand(shape)
         outside = torch.full(normal.shape, NORMAL, device=node.device)
         logps, nodes = [normal, enter], [outside, targets]
-        places, ends = [self._order, entries.place[:, frame]], [self._order[0] < 0, entries.ends]
-        inside = (node >= 0).nonzero(as_tuple=True) if special else ()
-        if inside and len(inside[0]):
+        places, ends = [self._order, place], [self._order[0] < 0, self._entries.ends]
+        inside = (node >= 0).nonzero(as_tuple=True)
+        if len(inside[0]):
             at = tokens[inside[0]]
             child, logp = self.graph.child(node[inside].unsqueeze(-1).expand_as(at), at)
             last, last_node = torch.full_like(normal, -torch.inf), torch.full_like(outside, NORMAL)

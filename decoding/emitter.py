@@ -12,19 +12,24 @@ from lm.language_model import ContextStore
 
 @dataclass(frozen=True)
 class FrameScores:
-    """Scores of one frame for every hypothesis of a beam, natural logs.
+    """Scores of some frames of each utterance for every hypothesis of a beam, natural logs.
+
+    A column after the first is scored as it will be if the hypothesis takes the blank in all columns before.
 
     Attributes:
-        blank_logp: ``(B, K)``.
-        label: ``(B, K, k)`` scores of the frame's candidate tokens without any language model's part.
+        blank_logp: ``(B, K, F)``.
+        label: ``(B, K, F, k)`` scores of each frame's candidate tokens without any language model's part.
+        repeat_logp: ``(B, K, F)`` score of staying by repeating the last label (CTC), -inf where that cannot be;
+            None for families without it.
     """
 
     blank_logp: Tensor
     label: Tensor
+    repeat_logp: Tensor | None = None
 
 
 class FrameSynchronous(Protocol):
-    """A family whose hypotheses move through the frames together: CTC, RNN-T, FNT, TAED.
+    """A family whose hypotheses move through the frames: CTC, RNN-T, FNT, TAED.
 
     Like a ``Scorer``, it keeps one integer of state per hypothesis.
 
@@ -35,6 +40,9 @@ class FrameSynchronous(Protocol):
         evidence: ``(B, T, k)`` how well each candidate fits its frame, whatever the hypothesis.
         lm_scale: weight of ``lm_logp``.
         contexts: the store that the states are contexts of, for a class grammar to share; None without one.
+        repeats: whether a hypothesis may stay by repeating its last label (CTC). The states then say whether the
+            last frame was a blank, and ``close`` is called when one is taken.
+        lookahead: most frames worth scoring at once; small where scoring a frame is dear.
     """
 
     num_tokens: int
@@ -43,17 +51,19 @@ class FrameSynchronous(Protocol):
     evidence: Tensor
     lm_scale: float
     contexts: ContextStore | None
+    repeats: bool
+    lookahead: int
 
     def start(self) -> Tensor:
         """First state of each utterance ``(B,)`` int64."""
         ...
 
-    def score(self, frame: int, state: Tensor) -> FrameScores:
-        """Scores at ``frame`` after the states ``(B, K)``."""
+    def score(self, frames: Tensor, state: Tensor) -> FrameScores:
+        """Scores at ``frames`` ``(B, F)``, consecutive, after the states ``(B, K)``."""
         ...
 
-    def lm_logp(self, frame: int, state: Tensor) -> Tensor | None:
-        """The model's own language model on the candidates ``(B, K, k)``, not yet scaled; None without one.
+    def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor | None:
+        """The model's own language model ``(B, K, F, k)`` on ``tokens`` ``(B, F, k)``, not yet scaled; or None.
 
         A class grammar replaces it; otherwise the search adds ``lm_scale`` times it.
         """
@@ -61,4 +71,8 @@ class FrameSynchronous(Protocol):
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """States ``(M,)`` after each of ``tokens`` ``(M,)``."""
+        ...
+
+    def close(self, state: Tensor) -> Tensor:
+        """States after a blank, of any shape; the same ones unless the family repeats."""
         ...

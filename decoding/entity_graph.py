@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from lm.prefix_tree import PrefixTree
 class EntityGraph:
     """Prefix trees of several utterances in one arena of nodes; equal trees are stored once.
 
+    A node may be reached in several ways where a class has patterns or holds other classes (``lm.nested``).
+
     Attributes:
         end_logp: ``(nodes,)`` log P(END | node), -inf where no entry ends.
         on_logp: ``(nodes,)`` log P(not END | node), -inf where no entry goes on.
@@ -20,30 +23,39 @@ class EntityGraph:
         root_logp: ``(B, C, V)`` log P(v | root of the class), -inf where no entry starts with v.
         root_target: ``(B, C, V)`` node reached, -1 where none.
         active: ``(B, C)`` classes that have entries.
+        class_cost: ``(B, C)`` nats to take off the log odds of each class.
     """
 
     def __init__(self, trees: Sequence[PrefixTree], device: torch.device) -> None:
         unique = list({id(tree): tree for tree in trees}.values())
         place = {id(tree): number for number, tree in enumerate(unique)}
+        # One spare node, so that look-ups at "no node" stay in range when all lists are empty.
+        spare = [] if any(tree.num_nodes for tree in unique) else [-torch.inf]
         sizes = torch.tensor([tree.num_nodes for tree in unique])
         offsets = (sizes.cumsum(0) - sizes).tolist()
         self._trees, self._offsets = unique, offsets
         self._vocab = unique[0].root_logp.shape[1]
 
-        def join(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).to(device)
+        def join(part: Callable[[PrefixTree], Tensor], step: int = 0, spare: Sequence[float] = ()) -> Tensor:
+            parts = [
+                part(t) + o * step if o * step else part(t) for t, o in zip(unique, offsets, strict=True)
+            ]
+            # One tree, as a batch mostly has, is used as it is: long lists cost nothing to start a search with.
+            parts = [each for each in parts if len(each)] or parts[:1]
+            parts += [parts[0].new_tensor(spare)] if len(spare) else []
+            return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
 
-        self._key = join([t.arc_key + o * self._vocab for t, o in zip(unique, offsets, strict=True)])
-        self._target = join([t.arc_target + o for t, o in zip(unique, offsets, strict=True)])
+        self._key = join(lambda tree: tree.arc_key, step=self._vocab)
+        self._target = join(lambda tree: tree.arc_target, step=1)
         # What remains after END is taken off where a hypothesis stays in the tree, so that its score never counts
         # the entries that ended before.
-        self._logp = join([t.arc_logp - t.on_logp[t.arc_key // self._vocab] for t in unique])
-        # One spare node, so that look-ups at "no node" stay in range when all lists are empty.
-        self.end_logp = join([*(t.end_logp for t in unique), torch.tensor([-torch.inf])])
-        self.on_logp = join([*(t.on_logp for t in unique), torch.tensor([-torch.inf])])
-        self.node_class = join([*(t.node_class for t in unique), torch.tensor([0])])
+        self._logp = join(lambda tree: tree.onward_logp)
+        self.end_logp = join(lambda tree: tree.end_logp, spare=spare)
+        self.on_logp = join(lambda tree: tree.on_logp, spare=spare)
+        self.node_class = join(lambda tree: tree.node_class, spare=[0] if spare else [])
         graph = torch.tensor([place[id(tree)] for tree in trees])
         self.root_logp = torch.stack([t.root_logp for t in unique])[graph].to(device)
+        self.class_cost = torch.stack([t.class_cost for t in unique])[graph].to(device)
         shifted = [
             torch.where(t.root_target < 0, -1, t.root_target + o)
             for t, o in zip(unique, offsets, strict=True)
@@ -63,13 +75,23 @@ class EntityGraph:
         found = (self._key[place] == keys) & (nodes >= 0)
         return torch.where(found, self._target[place], -1), torch.where(found, self._logp[place], -torch.inf)
 
-    def share_logp(self, node: int) -> float:
-        """Log of the share of its class's weight that the entries ending at ``node`` hold."""
-        number = max(i for i, offset in enumerate(self._offsets) if offset <= node)
-        return self._trees[number].share_logp(node - self._offsets[number])
+    def share_logp(self, node: int, tokens: Sequence[int] | None = None) -> float:
+        """Log of the share of its class's weight that the entity of ``tokens``, which ends at ``node``, holds.
+
+        Without tokens, that of all entities ending there; in a list that is the same.
+        """
+        number = self._tree_of(node)
+        return self._trees[number].share_logp(node - self._offsets[number], tokens)
 
     def entries(self, node: int) -> tuple[int, list[tuple[int, int, float]]]:
-        """Class index and entries (class, entry, weight) that end at ``node``."""
-        number = max(i for i, offset in enumerate(self._offsets) if offset <= node)
+        """Class index and list entries (class, entry, weight) that end at ``node``.
+
+        There are none where a pattern, a number or a nested class ends: ``EncodedCatalog.reading`` reads those
+        from their words.
+        """
+        number = self._tree_of(node)
         found = self._trees[number].entries_at(node - self._offsets[number])
         return int(self.node_class[node]), found
+
+    def _tree_of(self, node: int) -> int:
+        return bisect_right(self._offsets, node) - 1

@@ -9,6 +9,7 @@ class history and place in a list are recombined by adding their probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -31,11 +32,12 @@ from decoding.beam import (
     within_beam,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
-from decoding.class_status import EXITED, NORMAL, ClassGrammar
+from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, RawHypothesis, Step, Trace
 from lm.config import Config
+from lm.errors import ConfigError
 
 
 class BeamConfig(Config):
@@ -51,8 +53,32 @@ class BeamConfig(Config):
     """Hypotheses returned for each utterance."""
 
 
+class _View(NamedTuple):
+    """The next F frames of every utterance as its hypotheses see them.
+
+    ``frames``, ``inside`` ``(B, F)``, ``tokens`` ``(B, F, k)``; ``blank``, ``repeat`` and ``best``, a bound on any
+    label's score, are ``(B, K, F)``; ``label``, with the scorers' parts, and ``lm`` ``(B, K, F, k)``; ``extra``
+    ``(B, K, F, k, S)``.
+    """
+
+    frames: Tensor
+    inside: Tensor
+    tokens: Tensor
+    blank: Tensor
+    repeat: Tensor | None
+    label: Tensor
+    lm: Tensor | None
+    look: ClassLook | None
+    extra: Tensor | None
+    best: Tensor
+
+
 class BeamSearch:
     """One search; make a new one for each batch.
+
+    Every utterance goes through its frames at its own pace: the frames in which no label comes near enough to
+    matter are passed in one go, up to ``emitter.lookahead`` of them, and a step is taken at the next frame that
+    matters. That changes no answer, only how often the batch has to be worked on.
 
     Args:
         emitter: the model.
@@ -68,31 +94,40 @@ class BeamSearch:
         grammar: ClassGrammar | None = None,
         scorers: Sequence[Scorer] = (),
     ) -> None:
+        if emitter.repeats and config.max_symbols_per_frame > 1:
+            raise ConfigError(
+                f"max_symbols_per_frame = {config.max_symbols_per_frame} with a CTC model",
+                "1",
+                "leave it out",
+            )
         self._emitter = emitter
         self._config = config
         self._grammar = grammar
         self._scorers = scorers
-        # Classes make several hypotheses of one surface; room for each twice.
-        self._width = config.beam if grammar is None else 2 * config.beam
+        # Minus infinity must stay it under a scale of zero.
+        self._lm_scale = max(emitter.lm_scale, 1e-12) if grammar else emitter.lm_scale
+        # Classes, and CTC, make several hypotheses of one surface; room for each twice.
+        self._several = grammar is not None or emitter.repeats
+        self._width = 2 * config.beam if self._several else config.beam
         # Extensions looked at before recombination: the same number with and without classes, so that an
         # utterance without lists gives the same whatever shares its batch.
         self._pool = 4 * config.beam
         self._before = earlier(self._pool, emitter.lengths.device)
+        self._ahead = emitter.lookahead
         self._trace = Trace()
+        utterances = len(emitter.lengths)
+        self._row = torch.arange(utterances, device=emitter.lengths.device)
+        self._at = torch.zeros_like(self._row)  # frame of each utterance
+        self._symbols = torch.zeros_like(self._row)  # label steps taken in it
+        self._beam = self._first(utterances)
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
         """Search the whole batch: the n-best list of each utterance, best first."""
         lengths = self._emitter.lengths
-        beam = self._first(len(lengths))
-        for frame in range(int(lengths.max())):
-            beam.state[..., DONE] = (frame >= lengths)[:, None]
-            for symbol in range(self._config.max_symbols_per_frame):
-                last = symbol + 1 == self._config.max_symbols_per_frame
-                beam = self._step(frame, beam, last)
-                if not last and bool(beam.state[..., DONE].all()):
-                    break
-        return self._finish(beam)
+        while bool((self._at < lengths).any()):
+            self._step(lengths)
+        return self._finish(self._beam)
 
     def _first(self, utterances: int) -> Beam:
         state = self._emitter.start()
@@ -104,84 +139,171 @@ class BeamSearch:
             columns[HISTORY], columns[NODE] = self._grammar.start(utterances)
         return Beam(torch.zeros(utterances, 1, device=state.device), torch.stack(columns, dim=-1)[:, None])
 
-    def _step(self, frame: int, beam: Beam, last: bool) -> Beam:
-        tokens = self._emitter.tokens[:, frame]
-        found, extra = self._candidates(frame, beam, tokens)
+    def _step(self, lengths: Tensor) -> None:
+        """Pass quiet frames, and extend every hypothesis at the first frame of its utterance that is not quiet."""
+        beam = self._beam
+        view = self._view(lengths)
+        skipped, stopped, waited = self._pass(beam, view, lengths)
+        self._at = self._at + skipped
+        moved = skipped > 0
+        self._symbols = self._symbols.masked_fill(moved, 0)
+        if self._emitter.repeats or self._config.max_symbols_per_frame > 1:
+            beam.state[..., DONE].masked_fill_(moved[:, None], 0)
+            model = beam.state[..., MODEL]
+            beam.state[..., MODEL] = torch.where(moved[:, None], self._emitter.close(model), model)
+        self._ahead = _lookahead(skipped, self._emitter.lookahead)
+        if bool(stopped.any()):
+            self._extend(beam, view, skipped.clamp_max(view.frames.shape[1] - 1), stopped, waited)
+        else:
+            self._rest(beam, waited)
+
+    def _view(self, lengths: Tensor) -> _View:
+        """Scores of the next frames of every utterance."""
+        emitter, state = self._emitter, self._beam.state
+        frames = self._at[:, None] + torch.arange(self._ahead, device=lengths.device)
+        inside = frames < lengths[:, None]
+        frames = torch.minimum(frames, (lengths - 1).clamp_min(0)[:, None])
+        tokens = emitter.tokens[self._row[:, None], frames]
+        scores = emitter.score(frames, state[..., MODEL])
+        label, extra = scores.label, None
+        if self._scorers:
+            extra = self._extra(state, tokens)
+            label = label + extra.sum(-1)
+        look = lm = None
+        if self._grammar is None:
+            lm = emitter.lm_logp(state[..., MODEL], tokens)
+            lm = None if lm is None else emitter.lm_scale * lm
+            best = (label if lm is None else label + lm).amax(-1)
+        else:
+            look = self._grammar.look(tokens, state[..., HISTORY], state[..., NODE])
+            best = self._grammar.bound(frames, look, label, self._lm_scale, state[..., NODE])
+        if scores.repeat_logp is not None:
+            best = best.maximum(scores.repeat_logp)
+        return _View(
+            frames, inside, tokens, scores.blank_logp, scores.repeat_logp, label, lm, look, extra, best
+        )
+
+    def _pass(self, beam: Beam, view: _View, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How many frames each utterance passes with blanks, where it stops, and the blanks' score ``(B, K)``.
+
+        A frame stops an utterance if some label would come within the threshold of the best that takes the blank.
+        """
+        outside = ~view.inside[:, None]
+        blank = view.blank.masked_fill(outside, 0.0)
+        best = view.best.masked_fill(outside, -torch.inf)
+        if self._config.max_symbols_per_frame > 1:
+            done = beam.state[..., DONE] > 0
+            blank[..., 0].masked_fill_(done, 0.0)
+            best[..., 0].masked_fill_(done, -torch.inf)
+        after = beam.score.unsqueeze(-1) + blank.cumsum(-1)
+        floor = after.amax(1) - self._config.threshold  # (B, F)
+        stops = ((after - blank + best).amax(1) >= floor) & view.inside
+        stopped = stops.any(-1)
+        last = (lengths - self._at).clamp(0, self._ahead)
+        skipped = torch.where(stopped, stops.int().argmax(-1), last)
+        passed = torch.arange(self._ahead, device=lengths.device) < skipped[:, None]
+        fell = ((after < floor[:, None]) & passed[:, None]).any(-1)
+        waited = torch.nn.functional.pad(blank, (1, 0)).cumsum(-1)
+        waited = waited.gather(-1, skipped[:, None, None].expand(-1, waited.shape[1], 1)).squeeze(-1)
+        beam.score = (beam.score + waited).masked_fill(fell, -torch.inf)
+        return skipped, stopped, waited
+
+    def _rest(self, beam: Beam, waited: Tensor) -> None:
+        """Note a step in which nothing but blanks was taken."""
+        parent = torch.arange(waited.shape[1], device=waited.device).expand_as(waited)
+        no, nothing = torch.zeros_like(parent, dtype=torch.bool), torch.full_like(parent, BLANK)
+        none = torch.zeros_like(waited)
+        parts = none.new_zeros((*none.shape, len(self._scorers)))
+        self._trace.steps.append(Step(self._at, parent, nothing, nothing, no, no, none, none, parts, waited))
+
+    def _extend(self, beam: Beam, view: _View, column: Tensor, stopped: Tensor, waited: Tensor) -> None:
+        """Extend the hypotheses of the utterances that ``stopped`` at their ``column`` of the view."""
+        last = self._symbols + 1 >= self._config.max_symbols_per_frame
+        found, extra = self._candidates(beam, view, column, stopped)
         total = beam.score.unsqueeze(-1) + found.gain
-        quiet = self._quiet(total)
-        if quiet is not None:
-            return self._wait(frame, beam, quiet, found, extra, last)
-        columns = total.shape[-1]
+        width = total.shape[-1]
         score, index = total.flatten(1).topk(min(self._pool, total[0].numel()), dim=-1)
         score = score.masked_fill(score < score[:, :1] - self._config.threshold, -torch.inf)
-        parent = index // columns
-        column = index - parent * columns
-        token = found.token.gather(1, column)
-        node, ended = self._nodes(found, index, column)
-        state = self._follow(beam.select(parent), token, node, ended, last)
-        score = recombine(score, state_key(state), self._before[: score.shape[1], : score.shape[1]])
+        parent = index // width
+        place = index - parent * width
+        token = found.token.gather(1, place)
+        node, ended = self._nodes(found, index, place)
+        state = self._follow(beam.select(parent), token, node, ended, stopped & ~last)
+        if self._emitter.repeats:
+            closes = (place == 0) & stopped[:, None]
+            model = state[..., MODEL]
+            # A label just said and the same one behind its blank must differ before they are recombined.
+            said = self._emitter.advance(model, token.clamp_min(0))
+            model = torch.where(closes, self._emitter.close(model), model)
+            state[..., MODEL] = torch.where(token == BLANK, model, said)
+        score = recombine(score, self._key(state), self._before[: score.shape[1], : score.shape[1]])
         score, kept = self._keep(score, state[..., SURFACE])
         new = Beam(score, state)
         new.state = new.select(kept)
-        parent, token, index, column, node, ended = (
-            x.gather(1, kept) for x in (parent, token, index, column, node, ended)
+        parent, token, index, place, node, ended = (
+            x.gather(1, kept) for x in (parent, token, index, place, node, ended)
         )
         gains = (found.gain.flatten(1).gather(1, index), found.lm_gain.flatten(1).gather(1, index))
-        chosen = self._chosen(extra, parent, found.place.gather(1, column), token)
+        chosen = self._chosen(extra, parent, found.place.gather(1, place), token)
         entered = (node >= 0) & (beam.state[..., NODE].gather(1, parent) < 0)
-        self._trace.steps.append(Step(frame, parent, token, node, entered, ended, *gains, chosen))
+        self._trace.steps.append(
+            Step(self._at, parent, token, node, entered, ended, *gains, chosen, waited.gather(1, parent))
+        )
         self._advance(new, token, node, ended)
-        return new
+        self._move_on(new, last, stopped)
+        self._beam = new
 
-    def _quiet(self, total: Tensor) -> Tensor | None:
-        """Scores after the blank if no label comes near enough to matter in any utterance; else None."""
-        waiting = total[..., 0]
-        best = waiting.amax(-1)
-        if bool((total[..., 1:].amax((1, 2)) >= best - self._config.threshold).any()):
-            return None
-        return waiting.masked_fill(waiting < best[:, None] - self._config.threshold, -torch.inf)
+    def _move_on(self, beam: Beam, last: Tensor, stopped: Tensor) -> None:
+        """Let the utterances whose hypotheses have all left the frame go to the next one."""
+        if self._config.max_symbols_per_frame == 1:
+            self._at = self._at + stopped
+            return
+        done = (beam.state[..., DONE] > 0) | beam.score.isneginf()
+        leaves = stopped & (last | done.all(-1))
+        beam.state[..., DONE].masked_fill_(leaves[:, None], 0)
+        self._at = self._at + leaves
+        self._symbols = torch.where(leaves, 0, self._symbols + stopped)
 
-    def _wait(
-        self, frame: int, beam: Beam, score: Tensor, found: Candidates, extra: Tensor | None, last: bool
-    ) -> Beam:
-        """The step in which every hypothesis takes the blank: nothing is re-ordered."""
-        parent = torch.arange(score.shape[1], device=score.device).expand_as(score)
-        no, nothing = torch.zeros_like(parent, dtype=torch.bool), torch.full_like(parent, BLANK)
-        chosen = self._chosen(extra, parent, parent, nothing)
-        gain, lm_gain = found.gain[..., 0], found.lm_gain[..., 0]
-        self._trace.steps.append(Step(frame, parent, nothing, nothing, no, no, gain, lm_gain, chosen))
-        state = beam.state
-        if not last:
-            state[..., DONE] = 1
-        return Beam(score, state)
-
-    def _candidates(self, frame: int, beam: Beam, tokens: Tensor) -> tuple[Candidates, Tensor | None]:
+    def _candidates(
+        self, beam: Beam, view: _View, column: Tensor, stopped: Tensor
+    ) -> tuple[Candidates, Tensor | None]:
         """All extensions, and the weighted parts ``(B, K, k, S)`` of the scorers."""
-        emitter, extra = self._emitter, None
-        scores = emitter.score(frame, beam.state[..., MODEL])
-        label = scores.label
-        if self._scorers:
-            extra = self._extra(beam, tokens)
-            label = label + extra.sum(-1)
-        if self._grammar is None:
-            lm = emitter.lm_logp(frame, beam.state[..., MODEL])
-            found = plain_candidates(scores, label, tokens, None if lm is None else emitter.lm_scale * lm)
+        row, state = self._row, beam.state
+        tokens, label = view.tokens[row, column], view.label[row, :, column]
+        stay = view.blank[row, :, column].unsqueeze(-1)
+        if view.repeat is not None:
+            stay = torch.cat((stay, view.repeat[row, :, column].unsqueeze(-1)), dim=-1)
+        if view.look is None:
+            lm = None if view.lm is None else view.lm[row, :, column]
+            found = plain_candidates(stay, label, tokens, lm)
         else:
-            arcs = self._grammar.arcs(frame, beam.state[..., HISTORY], beam.state[..., NODE])
-            found = class_candidates(scores, label, tokens, emitter.lm_scale, arcs)
-        done = beam.state[..., DONE, None] > 0
-        found.gain[..., 0].masked_fill_(done[..., 0], 0.0)
-        found.gain[..., 1:].masked_fill_(done, -torch.inf)
-        return found, extra
+            assert self._grammar is not None
+            look = view.look._replace(normal=view.look.normal[row, :, column])
+            arcs = self._grammar.arcs(view.frames[row, column], tokens, look, state[..., NODE])
+            found = class_candidates(stay, label, tokens, self._lm_scale, arcs)
+        free = ~stopped[:, None]
+        if self._config.max_symbols_per_frame > 1:
+            free = free | (state[..., DONE] > 0)
+        found.gain[..., 0].masked_fill_(free, 0.0)
+        found.gain[..., 1:].masked_fill_(free.unsqueeze(-1), -torch.inf)
+        return found, None if view.extra is None else view.extra[row, :, column]
 
-    def _extra(self, beam: Beam, tokens: Tensor) -> Tensor:
-        shape = (*beam.score.shape, tokens.shape[1])
-        each = tokens[:, None].expand(shape).flatten(0, 1)
+    def _extra(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """Weighted parts of the scorers on ``tokens`` ``(B, F, k)``: ``(B, K, F, k, S)``."""
+        beam = state.shape[1]
+        each = tokens.flatten(1)[:, None].expand(-1, beam, -1).flatten(0, 1)
         scores = [
-            s.weight * s.score(beam.state[..., SCORERS + i].flatten(), each).view(shape)
+            (s.weight * s.score(state[..., SCORERS + i].flatten(), each)).view(
+                len(state), beam, *tokens.shape[1:]
+            )
             for i, s in enumerate(self._scorers)
         ]
         return torch.stack(scores, dim=-1)
+
+    def _key(self, state: Tensor) -> Tensor:
+        """Hash under which hypotheses are recombined; one that may repeat its label is not one that may not."""
+        key = state_key(state)
+        return key + state[..., MODEL] if self._emitter.repeats else key
 
     def _nodes(self, found: Candidates, index: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Entity tree node each extension led to, and whether it ended an entity there."""
@@ -189,12 +311,13 @@ class BeamSearch:
             return torch.full_like(index, NORMAL), torch.zeros_like(index, dtype=torch.bool)
         return found.node.flatten(1).gather(1, index), found.ends[column]
 
-    def _follow(self, state: Tensor, token: Tensor, node: Tensor, ended: Tensor, last: bool) -> Tensor:
-        """Bring hashes, node and done of the extended hypotheses up to date."""
+    def _follow(self, state: Tensor, token: Tensor, node: Tensor, ended: Tensor, stays: Tensor) -> Tensor:
+        """Bring hashes, node and done of the extended hypotheses up to date; ``stays`` ``(B,)`` in the frame."""
         blank = token == BLANK
         surface = state[..., SURFACE]
         state[..., SURFACE] = torch.where(blank, surface, extend_surface(surface, token))
-        state[..., DONE] = 0 if last else state[..., DONE] | blank
+        if self._config.max_symbols_per_frame > 1:
+            state[..., DONE] = (state[..., DONE] | blank) & stays[:, None]
         if self._grammar is None:
             return state
         label = torch.where(ended, self._grammar.tag_of(node), token)
@@ -207,7 +330,7 @@ class BeamSearch:
     def _keep(self, score: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and places of the hypotheses that go on, best first."""
         size = min(self._width, score.shape[1])
-        if self._grammar is None:
+        if not self._several:
             score, place = score.topk(size, dim=-1)
         else:
             score, order = score.sort(dim=-1, descending=True, stable=True)
@@ -221,8 +344,7 @@ class BeamSearch:
         """The scorers' parts of the labels taken, ``(B, K, S)``."""
         if extra is None:
             return torch.zeros((*parent.shape, 0), device=parent.device)
-        row = torch.arange(len(parent), device=parent.device)[:, None]
-        taken = extra[row, parent, place.clamp_max(extra.shape[2] - 1)]
+        taken = extra[self._row[:, None], parent, place.clamp_max(extra.shape[2] - 1)]
         return taken.masked_fill((token == BLANK).unsqueeze(-1), 0.0)
 
     def _advance(self, new: Beam, token: Tensor, node: Tensor, ended: Tensor) -> None:
@@ -268,3 +390,10 @@ class BeamSearch:
     def _worth(self, node: int) -> float:
         """What the length of its list cost the entity that ends at ``node``."""
         return -self._emitter.lm_scale * self._grammar.graph.share_logp(node) if self._grammar else 0.0
+
+
+def _lookahead(skipped: Tensor, most: int) -> int:
+    """Frames worth scoring next, from how many were passed just now."""
+    if most == 1:
+        return 1
+    return min(most, 1 + 2 * round(float(skipped.float().mean())))

@@ -17,15 +17,23 @@ def greedy_search(
     lengths = emitter.lengths
     for frame in range(int(lengths.max())):
         open_ = frame < lengths
+        here = torch.full_like(lengths, frame)[:, None]
         tokens = emitter.tokens[:, frame]
         for _ in range(max_symbols_per_frame):
-            scores = emitter.score(frame, state)
-            label = scores.label[:, 0]
-            lm = emitter.lm_logp(frame, state)
+            scores = emitter.score(here, state)
+            label = scores.label[:, 0, 0]
+            lm = emitter.lm_logp(state, tokens[:, None])
             if lm is not None:
-                label = label + emitter.lm_scale * lm[:, 0]
+                label = label + emitter.lm_scale * lm[:, 0, 0]
             best, place = label.max(-1)
-            taken = open_ & (best > scores.blank_logp[:, 0])
+            blank = scores.blank_logp[:, 0, 0]
+            if scores.repeat_logp is None:
+                taken, waits = open_ & (best > blank), open_
+            else:
+                again = scores.repeat_logp[:, 0, 0]
+                taken, waits = open_ & (best > blank.maximum(again)), open_ & (blank >= again)
+            closing = (waits & ~taken).nonzero().squeeze(1)
+            state[closing, 0] = emitter.close(state[closing, 0])
             rows = taken.nonzero().squeeze(1)
             if not len(rows):
                 break

@@ -19,12 +19,13 @@ BLANK = -1
 class Step(NamedTuple):
     """One search step for every hypothesis, ``(B, K)`` each.
 
-    ``token`` is BLANK or the token emitted; ``node`` the entity tree node the token led to, negative outside
-    entities; ``entered`` and ``ended`` say that the token opened or closed an entity. ``gain`` is what the step
-    added to the score, ``lm_gain`` the language model's part of it, ``extra`` ``(B, K, S)`` the scorers'.
+    ``frame`` ``(B,)`` is where each utterance stood; ``waited`` the score of the blanks that led there from the
+    step before. ``token`` is BLANK or the token emitted; ``node`` the entity tree node the token led to, negative
+    outside entities; ``entered`` and ``ended`` say that the token opened or closed an entity. ``gain`` is what the
+    step added to the score then, ``lm_gain`` the language model's part of it, ``extra`` ``(B, K, S)`` the scorers'.
     """
 
-    frame: int
+    frame: Tensor
     parent: Tensor
     token: Tensor
     node: Tensor
@@ -33,6 +34,7 @@ class Step(NamedTuple):
     gain: Tensor
     lm_gain: Tensor
     extra: Tensor
+    waited: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class Trace:
                 wide = index if value.dim() == 2 else index.unsqueeze(-1).expand(-1, -1, value.shape[-1])
                 found.append(value.gather(1, wide))
             index = step.parent.gather(1, index)
-        return {name: torch.stack(found[::-1]).cpu().double().numpy() for name, found in rows.items()}
+        columns = {name: torch.stack(found[::-1]).cpu().double().numpy() for name, found in rows.items()}
+        frames = torch.stack([step.frame for step in self.steps]).unsqueeze(-1)  # the same for a whole beam
+        return columns | {"frame": frames.expand(-1, -1, first.shape[1]).cpu().double().numpy()}
 
     def _hypothesis(
         self, columns: dict[str, NDArray[np.float64]], b: int, k: int, score: float, finish: dict[str, float]
@@ -115,7 +119,10 @@ class Trace:
         extra = path["extra"].sum(0)
         lm = float(path["lm_gain"][~in_entity].sum())
         classes = float(path["lm_gain"][in_entity].sum())
-        parts = {"model": float(path["gain"].sum() - extra.sum()) - lm - classes, "lm": lm}
+        parts = {
+            "model": float(path["gain"].sum() + path["waited"].sum() - extra.sum()) - lm - classes,
+            "lm": lm,
+        }
         if in_entity.any():
             parts["classes"] = classes
         parts |= {name: float(extra[i]) + last for i, (name, last) in enumerate(finish.items())}
@@ -126,7 +133,7 @@ class Trace:
                 spans.append(TokenSpan(int(path["node"][step]), start, place + 1))
         return RawHypothesis(
             tokens=tuple(int(t) for t in path["token"][emitted]),
-            frames=tuple(self.steps[s].frame for s in emitted),
+            frames=tuple(int(f) for f in path["frame"][emitted]),
             token_logp=tuple(
                 float(g - e)
                 for g, e in zip(path["gain"][emitted], path["extra"][emitted].sum(-1), strict=True)

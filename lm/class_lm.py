@@ -41,7 +41,7 @@ class ClassLM:
         model: language model over V tokens and C tags.
         tree: the entity lists.
         starts_word: ``(V,)`` tokens that start a word.
-        bonus: nats added to every tag's log odds before normalisation.
+        bonus: nats added to every tag's log odds before normalisation; a class's own cost is taken off.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ClassLM:
         self._contexts = model.contexts()
         self._num_tokens = model.num_tokens
         self._starts_word = starts_word
-        self._offset = torch.where((tree.root_target >= 0).any(-1), bonus, -torch.inf)
+        self._offset = torch.where((tree.root_target >= 0).any(-1), bonus - tree.class_cost, -torch.inf)
 
     @property
     def start(self) -> dict[Derivation, float]:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lm.class_encoding import ClassGraph
 from lm.classes import EncodedCatalog, EncodedClass
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from lm.token_trees import Floats, Ints, grow
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
     """The trees of all classes in one arena of M nodes with A arcs; V surface tokens, C classes.
 
-    Nodes are numbered level by level, so they do not depend on the order of the lists.
+    Nodes are numbered level by level, so they do not depend on the order of the lists. Behind the trees stand
+    the graphs of classes that are not lists (``lm.nested``): their nodes may be reached in several ways, and no
+    list entry ends at them.
     """
 
     vocab_size: int
@@ -51,6 +53,8 @@ class PrefixTree:
     """``(C, V)`` int64: the arcs of the roots as a table, -1 where there is none."""
     root_logp: Tensor
     """``(C, V)`` float32: log P_in(token | root), -inf where there is no arc."""
+    class_cost: Tensor
+    """``(C,)`` float32: nats to take off the log odds of each class."""
     entry_offset: Ints
     """``(M + 1,)``: the entries of a node are this range of ``entry_index`` and ``entry_weight``."""
     entry_index: Ints
@@ -72,6 +76,11 @@ class PrefixTree:
     def num_nodes(self) -> int:
         """M, the nodes of all classes."""
         return len(self.entry_offset) - 1
+
+    @cached_property
+    def onward_logp(self) -> Tensor:
+        """``(A,)`` float32: log P_in(token | node, not END)."""
+        return self.arc_logp - self.on_logp[self.arc_key // self.vocab_size]
 
     def lookup(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Follow one arc from each node.
@@ -102,12 +111,44 @@ class PrefixTree:
         pairs = zip(self.entry_index[here].tolist(), self.entry_weight[here].tolist(), strict=True)
         return [(kind, entry, weight) for entry, weight in pairs]
 
-    def share_logp(self, node: int) -> float:
-        """Log of the share of its class's weight that the entities ending at ``node`` hold."""
-        inside = self.node_class.numpy() == int(self.node_class[node])
-        total = float(np.repeat(inside, np.diff(self.entry_offset)) @ self.entry_weight)
-        here = slice(int(self.entry_offset[node]), int(self.entry_offset[node + 1]))
-        return float(np.log(self.entry_weight[here].sum() / total))
+    def share_logp(self, node: int, tokens: Sequence[int] | None = None) -> float:
+        """Log of the share of its class's weight that the entity of ``tokens``, which ends at ``node``, holds.
+
+        Without tokens, that of all entities ending there; in a tree that is the same.
+        """
+        if self.entry_offset[node] < self.entry_offset[node + 1]:
+            here = slice(int(self.entry_offset[node]), int(self.entry_offset[node + 1]))
+            total = self._class_weight[int(self.node_class[node])]
+            return float(np.log(self.entry_weight[here].sum() / total))
+        if tokens is None:
+            with np.errstate(divide="ignore"):
+                return float(np.log(self._reach[node])) + float(self.end_logp[node])
+        at, logp = self.root[self.node_class[node]], 0.0
+        for token in tokens:
+            at, arc = self.lookup(at, torch.tensor(token))
+            logp += float(arc)
+        if int(at) != node:
+            raise ValueError(f"tokens {list(tokens)} lead to node {int(at)}, not to node {node}")
+        return logp + float(self.end_logp[node])
+
+    @cached_property
+    def _class_weight(self) -> Floats:
+        """``(C,)`` weight of all listed entries of each class."""
+        of_entry = np.repeat(self.node_class.cpu().numpy(), np.diff(self.entry_offset))
+        return np.bincount(of_entry, self.entry_weight, minlength=self.num_classes).astype(np.float64)
+
+    @cached_property
+    def _reach(self) -> Floats:
+        """``(M,)`` probability of coming through each node from the root of its class."""
+        source, prob = self.arc_key // self.vocab_size, self.arc_logp.double().exp()
+        wave = torch.zeros(self.num_nodes, dtype=torch.float64, device=prob.device)
+        wave[self.root[self.root >= 0]] = 1.0
+        total = wave.clone()
+        while bool(wave.any()):
+            wave = torch.zeros_like(wave).index_add_(0, self.arc_target, wave[source] * prob)
+            total += wave
+        reach: Floats = total.cpu().numpy()
+        return reach
 
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on ``device``; the entry lists stay with the CPU."""
@@ -119,86 +160,82 @@ class PrefixTree:
 
 
 def _build(classes: Sequence[EncodedClass], vocab_size: int, num_classes: int) -> PrefixTree:
-    node, keys, node_class = _grow(classes, vocab_size)
-    roots, nodes = len(classes), sum(map(len, node_class))
-    arc_key = _join(keys)
-    source, target = arc_key // vocab_size, np.arange(roots, nodes)
-
-    entry = _join([c.entry for c in classes])
-    weight = np.concatenate([np.empty(0, dtype=np.float64), *(c.weight for c in classes)])
-    # Sums of floats depend on their order, so the order must not be that of the lists.
-    order = np.lexsort((weight, entry, node))
-    node, entry, weight = node[order], entry[order], weight[order]
-    end_mass: Floats = np.bincount(node, weight, minlength=nodes).astype(np.float64)
-    mass = _mass(end_mass, source, [len(key) for key in keys], roots)
+    listed = [c for c in classes if c.graph is None]
+    trees = grow([c.sequences for c in listed], vocab_size)
+    roots, nodes = len(listed), len(trees.mass)
+    target = np.arange(roots, nodes)
     with np.errstate(divide="ignore"):
-        end_logp = np.log(end_mass) - np.log(mass)
-        on_logp = np.log(np.bincount(source, mass[target], minlength=nodes)) - np.log(mass)
-    arc_logp = (np.log(mass[target]) - np.log(mass[source])).astype(np.float32)
-
-    of_root = source < roots
-    root_class, root_token = _join(node_class[:1])[source[of_root]], arc_key[of_root] % vocab_size
+        end_logp = np.log(trees.end_mass) - np.log(trees.mass)
+        on_mass = np.bincount(trees.source, trees.mass[target], minlength=nodes)
+        on_logp = np.log(on_mass) - np.log(trees.mass)
+    of_node = np.array([c.index for c in listed], dtype=np.int64)[trees.tree]
+    parts = [
+        _Part(
+            trees.source * vocab_size + trees.token,
+            target,
+            np.log(trees.mass[target]) - np.log(trees.mass[trees.source]),
+            end_logp,
+            on_logp,
+            of_node,
+        )
+    ]
     root = np.full(num_classes, -1, dtype=np.int64)
-    root[[c.index for c in classes]] = np.arange(roots)
-    root_target = np.full((num_classes, vocab_size), -1, dtype=np.int64)
-    root_target[root_class, root_token] = target[of_root]
-    root_logp = np.full((num_classes, vocab_size), -np.inf, dtype=np.float32)
-    root_logp[root_class, root_token] = arc_logp[of_root]
+    root[[c.index for c in listed]] = np.arange(roots)
+    for one in classes:
+        if one.graph is not None:
+            root[one.index] = nodes
+            parts.append(_part(one.graph, one.index, nodes, vocab_size))
+            nodes += len(one.graph.end_logp)
+    whole = _Part(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    root_target, root_logp = _root_table(root, whole, vocab_size)
+    cost = np.zeros(num_classes, dtype=np.float32)
+    cost[[c.index for c in classes]] = [c.cost for c in classes]
     return PrefixTree(
         vocab_size=vocab_size,
         num_classes=num_classes,
-        arc_key=torch.from_numpy(arc_key),
-        arc_target=torch.from_numpy(target),
-        arc_logp=torch.from_numpy(arc_logp),
-        end_logp=torch.from_numpy(end_logp.astype(np.float32)),
-        node_class=torch.from_numpy(_join(node_class)),
-        on_logp=torch.from_numpy(on_logp.astype(np.float32)),
+        arc_key=torch.from_numpy(whole.key),
+        arc_target=torch.from_numpy(whole.target),
+        arc_logp=torch.from_numpy(whole.arc_logp.astype(np.float32)),
+        end_logp=torch.from_numpy(whole.end_logp.astype(np.float32)),
+        node_class=torch.from_numpy(whole.node_class),
+        on_logp=torch.from_numpy(whole.on_logp.astype(np.float32)),
         root=torch.from_numpy(root),
         root_target=torch.from_numpy(root_target),
         root_logp=torch.from_numpy(root_logp),
-        entry_offset=np.concatenate(([0], np.cumsum(np.bincount(node, minlength=nodes)))),
-        entry_index=entry,
-        entry_weight=weight,
+        class_cost=torch.from_numpy(cost),
+        entry_offset=np.concatenate(([0], np.cumsum(np.bincount(trees.node, minlength=nodes)))),
+        entry_index=trees.entry,
+        entry_weight=trees.weight,
     )
 
 
-def _grow(classes: Sequence[EncodedClass], vocab_size: int) -> tuple[Ints, list[Ints], list[Ints]]:
-    """Number the nodes level by level, in the order of their parents and tokens.
+class _Part(NamedTuple):
+    """Arcs and nodes of some classes."""
 
-    Returns the last node of each sequence; the arc keys into each level but the roots'; and the classes of
-    each level's nodes. The arcs of all levels, one after another, are sorted, and arc a leads to node
-    (number of roots) + a.
-    """
-    tokens = _join([c.tokens for c in classes])
-    length = _join([np.diff(c.offsets) for c in classes])
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        raise ValueError(f"tokens {tokens.min()}..{tokens.max()} in a tree over {vocab_size} tokens")
-    start = np.cumsum(length) - length
-    node = np.repeat(np.arange(len(classes)), [len(c.entry) for c in classes])
-    node_class = [np.array([c.index for c in classes], dtype=np.int64)]
-    keys: list[Ints] = []
-    first, nodes = 0, len(classes)
-    for depth in range(int(length.max(initial=0))):
-        going = np.flatnonzero(length > depth)
-        key, child = np.unique(node[going] * vocab_size + tokens[start[going] + depth], return_inverse=True)
-        node[going] = nodes + child
-        keys.append(key)
-        node_class.append(node_class[-1][key // vocab_size - first])
-        first, nodes = nodes, nodes + len(key)
-    return node, keys, node_class
+    key: Ints
+    target: Ints
+    arc_logp: Floats
+    end_logp: Floats
+    on_logp: Floats
+    node_class: Ints
 
 
-def _mass(end_mass: Floats, source: Ints, arcs_of_level: list[int], roots: int) -> Floats:
-    """Weight at or below each node, summed from the leaves up."""
-    mass = end_mass.copy()
-    last = len(source)
-    for arcs in reversed(arcs_of_level):
-        level = slice(last - arcs, last)
-        np.add.at(mass, source[level], mass[roots + last - arcs : roots + last])
-        last -= arcs
-    return mass
+def _part(graph: ClassGraph, index: int, first: int, vocab_size: int) -> _Part:
+    """A class's graph with its nodes from ``first`` on."""
+    if len(graph.token) and graph.token.max() >= vocab_size:
+        raise ValueError(f"token {graph.token.max()} in a graph over {vocab_size} tokens")
+    node_class = np.full(len(graph.end_logp), index, dtype=np.int64)
+    key = (graph.source + first) * vocab_size + graph.token
+    return _Part(key, graph.target + first, graph.arc_logp, graph.end_logp, graph.on_logp, node_class)
 
 
-def _join(parts: Sequence[Ints]) -> Ints:
-    # The empty array keeps the type where there are no parts.
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+def _root_table(root: Ints, arcs: _Part, vocab_size: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """The arcs of the roots as tables ``(C, V)``."""
+    target = np.full((len(root), vocab_size), -1, dtype=np.int64)
+    logp = np.full((len(root), vocab_size), -np.inf, dtype=np.float32)
+    for index in np.flatnonzero(root >= 0):
+        first, last = np.searchsorted(arcs.key, [root[index] * vocab_size, (root[index] + 1) * vocab_size])
+        tokens = arcs.key[first:last] % vocab_size
+        target[index, tokens] = arcs.target[first:last]
+        logp[index, tokens] = arcs.arc_logp[first:last]
+    return target, logp

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 
 class BatchPlan:
-    """Which utterances make up each batch of each epoch.
+    """Which utterances make up each batch of each epoch; short ones come first in the first epoch.
 
+    (Starting with short utterances is SortaGrad, arXiv 1512.02595, section 3.2: fewer ways to align them.)
     A function of the cuts (in any order), the settings and the epoch alone: a training is resumed exactly by
     skipping the batches that are done. Each utterance is in one batch of an epoch, and utterances in a batch
     are of like length. Every process makes the whole plan; processes that share the work take turns at it.
@@ -67,7 +68,8 @@ class BatchPlan:
         for sampler in self._samplers:
             sampler.set_epoch(order.randrange(1 << 31))
             batches += [[cut.id for cut in batch] for batch in sampler]
-        order.shuffle(batches)
+        if epoch:
+            order.shuffle(batches)  # before, the buckets are in order of length
         return batches
 
 

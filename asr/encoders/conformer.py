@@ -3,16 +3,22 @@
 Differences, each for a reason: rotary in place of relative positions (fused attention can be used), LayerNorm
 in place of BatchNorm in the convolution module (a batch then gives what its utterances give alone, padding and
 all), and four stacked frames in place of strided convolutions (a third of the time of a small model).
+
+Made for streaming, its convolutions look back only, and attention sees whole chunks: an output depends on no
+input behind its chunk. `Conformer.step` computes such an encoder chunk by chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asr.encoders.masks import attention_mask, valid_frames
+from asr.encoders.masks import attention_mask, random_context, valid_frames
 from lm.config import Config
 from lm.rotary import rotary_table, rotate
 
@@ -37,9 +43,40 @@ class ConformerConfig(Config):
     dropout: float = 0.1
     """Dropout on every residual branch, in training only."""
     chunk: int = Field(0, ge=0)
-    """Encoder frames per chunk for streaming; 0 sees the whole utterance."""
+    """Encoder frames per chunk when the model is used, for streaming; 0 sees the whole utterance."""
     left_chunks: int = Field(-1, ge=-1)
-    """Earlier chunks that stay visible when chunked; -1 for all."""
+    """Earlier chunks that stay visible when chunked; -1 for all, which takes ever more memory in a stream."""
+    dynamic_chunk: bool = False
+    """Train on full context and on chunks of random size in turn, so that ``chunk`` may be changed afterwards;
+    otherwise training sees chunks of ``chunk`` frames."""
+    attention: bool = True
+    """Whether blocks have self-attention; without it an output sees only what the convolutions reach."""
+
+    @model_validator(mode="after")
+    def _context(self) -> ConformerConfig:
+        if self.left_chunks >= 0 and not self.chunk:
+            raise ValueError("left_chunks only together with a chunk of 1 or more frames")
+        if not self.attention and (self.dynamic_chunk or self.left_chunks >= 0):
+            raise ValueError("dynamic_chunk and left_chunks only with attention: they limit what it sees")
+        return self
+
+    @property
+    def causal(self) -> bool:
+        """Whether convolutions look back only: the model is meant for streaming."""
+        return self.chunk > 0 or self.dynamic_chunk
+
+
+class BlockCache(NamedTuple):
+    """What a block remembers of the chunks before: of its attention, and of its convolution.
+
+    Attributes:
+        attention: ``(B, heads, C, 2 D / heads)`` keys and values of the C frames that stay visible. The keys are
+            not rotated yet: positions are counted from the oldest of them, so that no stream is too long.
+        convolution: ``(B, kernel - 1, D)`` the last inputs of the depthwise convolution.
+    """
+
+    attention: Tensor
+    convolution: Tensor
 
 
 class Conformer(nn.Module):
@@ -76,12 +113,46 @@ class Conformer(nn.Module):
         x = self.input(features.reshape(len(features), -1, config.stacking * features.shape[-1]))
         lengths = (lengths + config.stacking - 1) // config.stacking
         valid = valid_frames(lengths, x.shape[1])
-        mask = attention_mask(valid, config.chunk, config.left_chunks)
+        context = (config.chunk, config.left_chunks)
+        if self.training and config.dynamic_chunk:
+            context = random_context(*context)
+        mask = attention_mask(valid, *context)
         table = rotary_table(torch.arange(x.shape[1], device=x.device), config.width // config.heads)
         padding = ~valid[..., None]
         for block in self.blocks:
             x = block(x, mask, table, padding)
         return x, lengths
+
+    def start(self) -> list[BlockCache]:
+        """Caches of one utterance (B = 1) before its first chunk, one for each block."""
+        config, weight = self.config, next(self.parameters())
+        depth = 2 * config.width // config.heads
+        attention = weight.new_zeros(1, config.heads, 0, depth)
+        return [BlockCache(attention, weight.new_zeros(1, config.kernel - 1, config.width))] * config.layers
+
+    def step(self, features: Tensor, caches: Sequence[BlockCache]) -> tuple[Tensor, list[BlockCache]]:
+        """Encode the next chunk of utterances that have seen equally many chunks, or more than stay visible.
+
+        Args:
+            features: ``(B, n * stacking, F)`` normalised features of a chunk of n frames; only the last chunk of
+                an utterance may have less than ``config.chunk``.
+            caches: from `start`, or from the chunk before.
+
+        Returns:
+            What `forward` gives for these frames in evaluation mode, ``(B, n, D)``, and the caches for the next
+            chunk.
+        """
+        config = self.config
+        x = self.input(features.reshape(len(features), -1, config.stacking * features.shape[-1]))
+        seen = caches[0].attention.shape[2] + x.shape[1]
+        table = rotary_table(torch.arange(seen, device=x.device), config.width // config.heads)
+        visible = seen if config.left_chunks < 0 else config.left_chunks * config.chunk
+        following = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            assert isinstance(block, ConformerBlock)
+            x, (attention, convolution) = block.step(x, cache, table)
+            following.append(BlockCache(attention[:, :, max(0, seen - visible) :], convolution))
+        return x, following
 
 
 class FeedForward(nn.Sequential):
@@ -110,19 +181,34 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """Attend within ``x`` ``(B, T, D)`` where ``mask`` is true."""
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(self.norm(x)).chunk(3, dim=-1)
-        )
+        q, k, v = self._split(x)
         # On a CPU the fused kernel's backward costs three times these few lines at the lengths of utterances.
         scores = (rotate(q, table) * q.shape[-1] ** -0.5) @ rotate(k, table).transpose(-1, -2)
         attended = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
         result: Tensor = self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         return result
 
+    def step(self, x: Tensor, past: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Attend from ``x`` ``(B, n, D)`` to all of ``past`` (`BlockCache`) and ``x``; gives both as ``past``."""
+        q, k, v = self._split(x)
+        past = torch.cat((past, torch.cat((k, v), dim=-1)), dim=2)
+        k, v = past.chunk(2, dim=-1)
+        latest = (table[0][-x.shape[1] :], table[1][-x.shape[1] :])
+        attended = F.scaled_dot_product_attention(rotate(q, latest), rotate(k, table), v)
+        result: Tensor = self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+        return result, past
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ``(B, heads, T, D / heads)`` each."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.query_key_value(self.norm(x)).chunk(3, dim=-1)
+        )
+        return q, k, v
+
 
 class Convolution(nn.Module):
-    """Gated pointwise, depthwise and pointwise convolution; causal when the encoder is chunked."""
+    """Gated pointwise, depthwise and pointwise convolution; causal when the encoder is for streaming."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
@@ -132,24 +218,33 @@ class Convolution(nn.Module):
         self.inner_norm = nn.LayerNorm(config.width)
         self.narrow = nn.Linear(config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        right = 0 if config.chunk else config.kernel // 2
+        right = 0 if config.causal else config.kernel // 2
         self.context = (config.kernel - 1 - right, right)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """Convolve ``x`` ``(B, T, D)``; frames where ``padding`` ``(B, T, 1)`` count as silence."""
         x = F.glu(self.widen(self.norm(x)), dim=-1).masked_fill(padding, 0.0)
-        x = self.depthwise(F.pad(x.transpose(1, 2), self.context)).transpose(1, 2)
+        return self._convolve(F.pad(x.transpose(1, 2), self.context))
+
+    def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve ``x`` ``(B, n, D)`` behind ``past`` (`BlockCache`); gives the ``past`` of what follows."""
+        x = torch.cat((past, F.glu(self.widen(self.norm(x)), dim=-1)), dim=1)
+        return self._convolve(x.transpose(1, 2)), x[:, x.shape[1] - past.shape[1] :]
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The rest of the module, for ``x`` ``(B, D, T + kernel - 1)``."""
+        x = self.depthwise(x).transpose(1, 2)
         result: Tensor = self.dropout(self.narrow(F.silu(self.inner_norm(x))))
         return result
 
 
 class ConformerBlock(nn.Module):
-    """Half feed-forward, attention, convolution, half feed-forward, LayerNorm."""
+    """Half feed-forward, attention (if there is any), convolution, half feed-forward, LayerNorm."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.first = FeedForward(config)
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config) if config.attention else None
         self.convolution = Convolution(config)
         self.second = FeedForward(config)
         self.norm = nn.LayerNorm(config.width)
@@ -157,7 +252,20 @@ class ConformerBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, table: tuple[Tensor, Tensor], padding: Tensor) -> Tensor:
         """One block over ``x`` ``(B, T, D)``."""
         x = x + 0.5 * self.first(x)
-        x = x + self.attention(x, mask, table)
+        if self.attention is not None:
+            x = x + self.attention(x, mask, table)
         x = x + self.convolution(x, padding)
         result: Tensor = self.norm(x + 0.5 * self.second(x))
         return result
+
+    def step(self, x: Tensor, cache: BlockCache, table: tuple[Tensor, Tensor]) -> tuple[Tensor, BlockCache]:
+        """One block over the next chunk ``x`` ``(B, n, D)``; see `Conformer.step`."""
+        attention, convolution = cache
+        x = x + 0.5 * self.first(x)
+        if self.attention is not None:
+            attended, attention = self.attention.step(x, attention, table)
+            x = x + attended
+        convolved, convolution = self.convolution.step(x, convolution)
+        x = x + convolved
+        result: Tensor = self.norm(x + 0.5 * self.second(x))
+        return result, BlockCache(attention, convolution)

@@ -241,4 +241,4 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.98), fused=True)

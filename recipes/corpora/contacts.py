@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import yaml
 from pydantic import Field
@@ -28,7 +28,14 @@ from lm.config import Config
 from lm.errors import DataError
 from lm.tagged_text import parse
 from recipes.console import progress, say
-from recipes.corpora.contacts_synth import ACCENTS, NOISES, SPEAKERS, Utterance, espeak_loader
+from recipes.corpora.contacts_synth import (
+    ACCENTS,
+    NOISES,
+    SPEAKERS,
+    Accent,
+    Utterance,
+    espeak_loader,
+)
 from recipes.corpora.contacts_text import CLASSES, EntityPool, Split, entity_pools, sentence
 from recipes.stage import Stage
 
@@ -39,8 +46,8 @@ _NOTE = """# SYNTHETIC speech
 
 Everything in this folder is synthetic. No person said any of it and no name in it belongs to anybody.
 Commands and names are composed from word lists, espeak-ng speaks them in {speakers} voices, and white, pink
-or babble noise (10 to 30 dB) and, in three of ten, a light room are added. `recipes/corpora/contacts.py` of
-Vocative made it, version {version}, with the settings {settings}.
+or babble noise ({low:g} to {high:g} dB) and, in three of ten, a light room are added.
+`recipes/corpora/contacts.py` of Vocative made it, version {version}, with the settings {settings}.
 
 - `train` `dev` `test`: `wav.scp`, `text`, `tagged` (entities in tags), `utt2spk` (voice), `manifest.jsonl`
 - `entities.yaml`: the values of the test set among distractors; `dev_entities.yaml` the same for dev
@@ -50,6 +57,9 @@ Vocative made it, version {version}, with the settings {settings}.
 No entity of one split occurs in another, nor does a last name or a street stem, and the voices are disjoint.
 Numbers measured here say nothing about real speakers.
 """
+
+
+Rate = Annotated[int, Field(ge=80, le=450)]
 
 
 class ContactsConfig(Config):
@@ -67,6 +77,12 @@ class ContactsConfig(Config):
     """Entries per class of the train list beyond those that are said."""
     lm_sentences: int = Field(20000, ge=0)
     """Tagged sentences without speech, with train entities, for language models."""
+    accents: tuple[Accent, ...] = Field(ACCENTS, min_length=1)
+    """espeak-ng's English voices; each is combined with every speaker of a split."""
+    rate_wpm: tuple[Rate, Rate] = (135, 205)
+    """Words a minute, slowest and fastest."""
+    snr_db: tuple[float, float] = (10.0, 30.0)
+    """Level of speech above noise, lowest and highest."""
     seed: int = Field(0, ge=0)
     """The same seed gives the same corpus."""
 
@@ -101,7 +117,9 @@ def make_contacts(config: ContactsConfig, folder: Path, processes: int = 2) -> N
     espeak_loader()  # said here, before any work, and not by each worker
     folder.mkdir(parents=True, exist_ok=True)
     note = _NOTE.format(
-        speakers=len(ACCENTS) * sum(map(len, SPEAKERS.values())),
+        speakers=len(config.accents) * sum(map(len, SPEAKERS.values())),
+        low=min(config.snr_db),
+        high=max(config.snr_db),
         version=VERSION,
         settings=json.dumps(config.model_dump(mode="json"), sort_keys=True),
     )
@@ -109,7 +127,7 @@ def make_contacts(config: ContactsConfig, folder: Path, processes: int = 2) -> N
     pools = entity_pools(config.seed)
     counts: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
     for split, count in counts.items():
-        plan = plan_split(pools[split], count)
+        plan = plan_split(pools[split], count, config)
         _write_split(plan, folder, split, processes)
         extra = config.train_distractors if split == "train" else config.distractors
         catalog = _catalog(plan, pools[split], extra)
@@ -120,25 +138,25 @@ def make_contacts(config: ContactsConfig, folder: Path, processes: int = 2) -> N
     shutil.rmtree(folder / ".partial", ignore_errors=True)
 
 
-def plan_split(pool: EntityPool, count: int) -> list[Utterance]:
+def plan_split(pool: EntityPool, count: int, config: ContactsConfig) -> list[Utterance]:
     """Everything about each utterance but its samples; a longer plan holds all of a shorter one."""
     plan = []
     for index in range(count):
         chance = random.Random(f"{pool.seed}/{pool.split}/{index}")
         tagged = sentence(pool, chance)
-        voice = f"{chance.choice(ACCENTS)}+{chance.choice(SPEAKERS[pool.split])}"
+        voice = f"{chance.choice(config.accents)}+{chance.choice(SPEAKERS[pool.split])}"
         plan.append(
             Utterance(
                 id=f"{speaker_id(voice)}-{pool.split}-{index:05d}",
                 text=parse(tagged).surface,
                 tagged=tagged,
                 voice=voice,
-                rate=chance.randint(135, 205),
+                rate=chance.randint(*sorted(config.rate_wpm)),
                 pitch=chance.randint(25, 75),
                 pitch_range=chance.randint(25, 80),
                 word_gap=chance.randint(0, 4),
                 noise=chance.choice(NOISES),
-                snr_db=round(chance.uniform(10, 30), 1),
+                snr_db=round(chance.uniform(*config.snr_db), 1),
                 rt60_s=round(chance.uniform(0.1, 0.35), 2) if chance.random() < 0.3 else None,
                 peak_db=round(chance.uniform(-14, -2), 1),
                 seed=chance.getrandbits(31),

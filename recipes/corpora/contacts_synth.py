@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ Samples = npt.NDArray[np.float64]
 SAMPLE_RATE = 16000
 """Hz, of the files written."""
 
-ACCENTS = (
+Accent = Literal[
     "en",
     "en-us",
     "en-us-nyc",
@@ -34,7 +34,8 @@ ACCENTS = (
     "en-gb-x-gbclan",
     "en-gb-x-gbcwmd",
     "en-029",
-)
+]
+ACCENTS: tuple[Accent, ...] = get_args(Accent)
 """espeak-ng's English voices, all of them in every split; ``en`` is British."""
 
 SPEAKERS: dict[str, tuple[str, ...]] = {

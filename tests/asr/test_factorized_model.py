@@ -46,12 +46,13 @@ def test_a_change_of_the_language_model_reaches_the_logits_unchanged() -> None:
     with torch.no_grad():
         emitter = FactorizedEmitter(model, encoded, lengths, top=VOCAB)
         state = emitter.start()[:, None]
-        before = emitter.score(0, state).label + emitter.lm_logp(0, state)
+        first = torch.tensor([[0]])
+        before = emitter.score(first, state).label + emitter.lm_logp(state, emitter.tokens[:, :1])
         delta = torch.tensor([0.5, -1.0, 0.0, 2.0, -0.3])
         emitter.contexts._logits.data[0, :VOCAB] += delta
-        after = emitter.score(0, state).label + emitter.lm_logp(0, state)
+        after = emitter.score(first, state).label + emitter.lm_logp(state, emitter.tokens[:, :1])
     moved = after - before
-    assert torch.allclose(moved[0, 0], delta[emitter.tokens[0, 0]], atol=1e-5)
+    assert torch.allclose(moved[0, 0, 0], delta[emitter.tokens[0, 0]], atol=1e-5)
 
 
 def test_search_scores_are_the_probabilities_that_training_uses() -> None:
@@ -72,11 +73,11 @@ def test_search_scores_are_the_probabilities_that_training_uses() -> None:
         state = emitter.start()
         for place in range(3):
             for frame in range(int(frames)):
-                scores = emitter.score(frame, state[:, None])
+                scores = emitter.score(torch.tensor([[frame]]), state[:, None])
                 assert float(scores.blank_logp) == pytest.approx(float(logp[frame, place, VOCAB]), abs=1e-5)
-                total = scores.label + emitter.lm_logp(frame, state[:, None])
+                total = scores.label + emitter.lm_logp(state[:, None], emitter.tokens[:, frame, None])
                 wanted = logp[frame, place, emitter.tokens[0, frame]]
-                assert torch.allclose(total[0, 0], wanted, atol=1e-4)
+                assert torch.allclose(total[0, 0, 0], wanted, atol=1e-4)
             if place < 2:
                 state = emitter.advance(state, labels[:, place])
 

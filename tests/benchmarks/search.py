@@ -38,6 +38,7 @@ from decoding.greedy import greedy_search
 from lm.prefix_tree import PrefixTree
 
 VOCAB, CLASSES, UTTERANCES, FRAMES = 500, 4, 8, 250
+NOISE, BLANK, PEAK = 1.7, 8.5, 18.5
 
 
 class Planted:
@@ -52,14 +53,15 @@ class Planted:
         draw[..., 1:] += 1  # entries are one word: only the first token starts one
         self.lists = {c: [(entry.tolist(), 1.0) for entry in draw[c].unique(dim=0)] for c in range(CLASSES)}
         self.tree: PrefixTree = tree_of(self.lists, VOCAB, CLASSES)
-        self.acoustic = torch.randn(UTTERANCES, FRAMES, VOCAB, generator=generator)
+        self.acoustic = NOISE * torch.randn(UTTERANCES, FRAMES, VOCAB, generator=generator)
+        self.acoustic += 2.0 * torch.randn(UTTERANCES, FRAMES, 1, generator=generator)
         self.planted = 0
         for row in self.acoustic:
             frame = 2
             while frame < FRAMES - 24:
                 frame = self._plant(row, frame, generator)
         with torch.no_grad():
-            self.model.blank_output.bias.fill_(8.0)
+            self.model.blank_output.bias.fill_(BLANK)
         self.encoded = torch.randn(UTTERANCES, FRAMES, self.model.encoder.width, generator=generator)
 
     def _plant(self, row: torch.Tensor, frame: int, generator: torch.Generator) -> int:
@@ -72,8 +74,14 @@ class Planted:
         else:
             tokens = [int(torch.randint(VOCAB // 2, (1,), generator=generator)) * 2]
         for token in tokens:
-            row[frame, token] += 26.0
-            row[frame, int(torch.randint(VOCAB, (1,), generator=generator))] += 24.0
+            height = PEAK + 2.5 * torch.randn(1, generator=generator).clamp(-1.5, 2.0).item()
+            row[frame, token] += height
+            rival = int(torch.randint(VOCAB, (1,), generator=generator))
+            row[frame, rival] += (
+                height - 3.0 + 2.0 * torch.randn(1, generator=generator).clamp_max(2.0).item()
+            )
+            for beside in (frame - 1, frame + 1):  # a label may come a frame early or late
+                row[beside, token] += height - 5.0 - 4.0 * torch.rand(1, generator=generator).item()
             frame += int(torch.randint(3, 8, (1,), generator=generator))
         return frame
 

@@ -42,6 +42,8 @@ class ToyEmitter:
     """A random transducer: every score depends on the frame, the last token and the token."""
 
     lm_scale = 1.0
+    repeats = False
+    lookahead = 4
 
     def __init__(
         self, lengths: list[int], lm: LanguageModel, seed: int, with_lm: bool = True, sharpness: float = 1.0
@@ -59,13 +61,19 @@ class ToyEmitter:
     def start(self) -> Tensor:
         return self.contexts.start(len(self.lengths))
 
-    def score(self, frame: int, state: Tensor) -> FrameScores:
+    def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         last = self.contexts.origin(state)[1]  # -1, the empty context, is the table's last row
-        scores = self.table[torch.arange(len(state))[:, None], frame, last].log_softmax(-1)
+        rows = torch.arange(len(state))[:, None, None]
+        scores = self.table[rows, frames[:, None], last[..., None]].log_softmax(-1)
         return FrameScores(scores[..., -1], scores[..., :-1])
 
-    def lm_logp(self, frame: int, state: Tensor) -> Tensor | None:
-        return self.contexts.score(state)[..., : self.num_tokens] if self.with_lm else None
+    def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor | None:
+        if not self.with_lm:
+            return None
+        return self.contexts.score(state, tokens.flatten(1)[:, None]).unflatten(-1, tokens.shape[1:])
+
+    def close(self, state: Tensor) -> Tensor:
+        return state
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         return self.contexts.advance(state, tokens)
@@ -88,7 +96,8 @@ def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dic
     """
     one = emitter.alone(utterance)
     totals: dict[tuple[int, ...], list[float]] = {(): [0.0]}
-    for frame in range(int(one.lengths[0])):
+    for number in range(int(one.lengths[0])):
+        frame = torch.tensor([[number]])
         after: dict[tuple[int, ...], list[float]] = {}
         for labels, logps in totals.items():
             base = math.log(sum(math.exp(p) for p in logps))
@@ -96,10 +105,10 @@ def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dic
                 for new in itertools.product(range(one.num_tokens), repeat=count):
                     logp, state = base, context_of(one, labels)
                     for token in new:
-                        logp += float(one.score(frame, state).label[0, 0, token])
+                        logp += float(one.score(frame, state).label[0, 0, 0, token])
                         state = one.advance(state[0], torch.tensor([token]))[None]
                     if count < max_symbols:
-                        logp += float(one.score(frame, state).blank_logp[0, 0])
+                        logp += float(one.score(frame, state).blank_logp[0, 0, 0])
                     after.setdefault(labels + new, []).append(logp)
         totals = after
     return {labels: math.log(sum(math.exp(p) for p in logps)) for labels, logps in totals.items()}

@@ -121,10 +121,11 @@ def test_voices_are_disjoint_and_plans_are_stable() -> None:
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
         assert not set(SPEAKERS[one]) & set(SPEAKERS[other])
     pool = entity_pools(0)["test"]
-    assert plan_split(pool, 20) == plan_split(entity_pools(0)["test"], 20)
-    assert set(plan_split(pool, 5)) < set(plan_split(pool, 20))
-    assert {item.voice.partition("+")[2] for item in plan_split(pool, 200)} == set(SPEAKERS["test"])
-    assert plan_split(entity_pools(1)["test"], 5) != plan_split(pool, 5)
+    assert plan_split(pool, 20, ContactsConfig()) == plan_split(entity_pools(0)["test"], 20, ContactsConfig())
+    assert set(plan_split(pool, 5, ContactsConfig())) < set(plan_split(pool, 20, ContactsConfig()))
+    plan = plan_split(pool, 200, ContactsConfig())
+    assert {item.voice.partition("+")[2] for item in plan} == set(SPEAKERS["test"])
+    assert plan_split(entity_pools(1)["test"], 5, ContactsConfig()) != plan_split(pool, 5, ContactsConfig())
 
 
 def test_no_two_names_of_a_list_are_spelled_alike() -> None:
@@ -167,7 +168,7 @@ def test_the_room_decays_by_60_db() -> None:
 def test_every_listed_voice_speaks_without_clipping() -> None:
     pytest.importorskip("espeakng_loader")
     engine = Engine()
-    plain = plan_split(entity_pools(0)["train"], 1)[0]
+    plain = plan_split(entity_pools(0)["train"], 1, ContactsConfig())[0]
     speakers = [speaker for split in SPLITS for speaker in SPEAKERS[split]]
     sounds = set()
     for index, speaker in enumerate(speakers):
@@ -187,7 +188,7 @@ def test_every_listed_voice_speaks_without_clipping() -> None:
 
 def test_a_recording_does_not_depend_on_the_ones_before() -> None:
     pytest.importorskip("espeakng_loader")
-    plan = plan_split(entity_pools(0)["test"], 6)
+    plan = plan_split(entity_pools(0)["test"], 6, ContactsConfig())
     first = [Studio().record(plan[-1])]
     studio = Studio()
     later = [studio.record(item) for item in plan]
@@ -293,7 +294,9 @@ def test_a_full_disk_in_a_worker_reaches_the_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("espeakng_loader")
-    (tmp_path / "jobs").write_text(json.dumps(vars(plan_split(entity_pools(0)["train"], 1)[0])))
+    (tmp_path / "jobs").write_text(
+        json.dumps(vars(plan_split(entity_pools(0)["train"], 1, ContactsConfig())[0]))
+    )
 
     def no_room(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -361,7 +364,7 @@ def test_interrupted_half_way_then_run_again(tmp_path: Path, how: signal.Signals
 DIES_LISTENING = """
 import os, signal
 from dataclasses import replace
-from recipes.corpora.contacts import plan_split
+from recipes.corpora.contacts import ContactsConfig, plan_split
 from recipes.corpora.contacts_synth import Engine
 from recipes.corpora.contacts_text import entity_pools
 
@@ -374,7 +377,7 @@ def die_in_the_parent(number, mode):
 
 os.fdopen = die_in_the_parent
 long = " ".join(["CALL MARIA LOPEZ"] * 10)
-Engine().speak(replace(plan_split(entity_pools(0)["train"], 1)[0], text=long))
+Engine().speak(replace(plan_split(entity_pools(0)["train"], 1, ContactsConfig())[0], text=long))
 """
 
 
@@ -395,5 +398,5 @@ def test_a_killed_worker_leaves_no_child_behind() -> None:
 
 
 def test_utterance_survives_json() -> None:
-    item = plan_split(entity_pools(0)["train"], 1)[0]
+    item = plan_split(entity_pools(0)["train"], 1, ContactsConfig())[0]
     assert Utterance(**json.loads(json.dumps(vars(item)))) == item

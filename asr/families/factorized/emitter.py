@@ -26,6 +26,9 @@ class FactorizedEmitter:
         contexts: the predictor's contexts, when they are shared with a class grammar.
     """
 
+    repeats = False
+    lookahead = 8
+
     def __init__(
         self,
         model: FactorizedTransducer,
@@ -44,6 +47,7 @@ class FactorizedEmitter:
         self._heard = (acoustic - self._peak[..., None]).exp()  # (B, T, V)
         self.evidence, self.tokens = acoustic.topk(min(top, self.num_tokens), dim=-1)
         self._frame = model.blank_frame(encoded).float()  # (B, T, H)
+        self._row = torch.arange(len(encoded), device=encoded.device)
         self._predictor = model.blank_predictor
         self._output = model.blank_output
         self._expected = Rows((self.num_tokens,), torch.float32, encoded.device)  # exp(μ ℓ) by context
@@ -53,20 +57,26 @@ class FactorizedEmitter:
         """The empty context of each utterance ``(B,)``."""
         return self.contexts.start(len(self.lengths))
 
-    def score(self, frame: int, state: Tensor) -> FrameScores:
+    def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
         if len(self._expected.data) < len(self.contexts):
             self._follow()
-        hidden = torch.tanh(self._blank.data[state] + self._frame[:, frame, None])
-        blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K)
-        total = torch.bmm(self._expected.data[state], self._heard[:, frame, :, None]).squeeze(-1)
-        labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[:, frame, None]
+        row = self._row[:, None]
+        hidden = torch.tanh(self._blank.data[state][:, :, None] + self._frame[row, frames][:, None])
+        blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K, F)
+        total = torch.bmm(self._expected.data[state], self._heard[row, frames].transpose(1, 2))
+        labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[row, frames][:, None]
         normaliser = torch.logaddexp(blank, labels)
-        return FrameScores(blank - normaliser, self.evidence[:, frame, None] - normaliser[..., None])
+        return FrameScores(blank - normaliser, self.evidence[row, frames][:, None] - normaliser.unsqueeze(-1))
 
-    def lm_logp(self, frame: int, state: Tensor) -> Tensor:
+    def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.lm_logp``."""
-        return self.contexts.score(state, self.tokens[:, frame, None])
+        logp = self.contexts.score(state, tokens.flatten(1)[:, None])
+        return logp.view(*state.shape, *tokens.shape[1:])
+
+    def close(self, state: Tensor) -> Tensor:
+        """See ``FrameSynchronous.close``."""
+        return state
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
