@@ -37,8 +37,7 @@ def attention_mask(valid: Tensor, chunk: int = 0, left_chunks: int = -1) -> Tens
 def random_context(chunk: int, left_chunks: int) -> tuple[int, int]:
     """Draw the context of one training batch: everything, or chunks of a random size (half of the time each).
 
-    The dynamic chunk training of U2 (Zhang et al. 2020, arXiv 2012.05481, section 3.2), drawn from torch's global
-    generator.
+    The dynamic chunk training of U2 (Zhang et al. 2020, arXiv 2012.05481), drawn from torch's global generator.
 
     Args:
         chunk: encoder frames of a chunk when deployed, 0 for full context; as many as that, or LARGEST_CHUNK if

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +17,15 @@ from asr.features import FeatureConfig, fbank
 from asr.features_stream import FeatureStream
 from lm.errors import AudioError
 
+ODD: dict[str, Any] = {"sample_rate": 1000, "num_bins": 4, "high_freq": 0.0}
 CONFIGS = [
     FeatureConfig(),
     FeatureConfig(sample_rate=8000, num_bins=23, low_freq=64.0, high_freq=3800.0),
     FeatureConfig(frame_length_ms=32.0, frame_shift_ms=8.0),
     FeatureConfig(frame_shift_ms=25.0),  # frames that do not overlap
-    FeatureConfig(
-        sample_rate=1000, num_bins=4, frame_length_ms=21.0, frame_shift_ms=4.0, high_freq=0.0
-    ),  # odd
-    FeatureConfig(sample_rate=1000, num_bins=4, frame_length_ms=25.0, frame_shift_ms=1.0, high_freq=0.0),
+    FeatureConfig(**ODD, frame_length_ms=21.0, frame_shift_ms=4.0),
+    FeatureConfig(**ODD, frame_length_ms=25.0, frame_shift_ms=1.0),
+    FeatureConfig(**ODD, frame_length_ms=21.0, frame_shift_ms=20.0),  # mirrors more than the last frame holds
 ]
 
 
