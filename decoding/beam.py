@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 # Odd 64-bit constants of two linear hashes; products wrap around.
-_SURFACE = 6364136223846793005
-_HISTORY = -7046029254386353131
-_MIX = -4417276706812531889
+SURFACE_HASH = 6364136223846793005
+HISTORY_HASH = -7046029254386353131
+MIX_HASH = -4417276706812531889
 
 MODEL, SURFACE, DONE, NODE, PATH, HISTORY, SCORERS = range(7)
 """Columns of ``Beam.state``; the scorers' states start at SCORERS."""
@@ -39,17 +39,17 @@ class Beam:
 
 def extend_surface(surface: Tensor, token: Tensor) -> Tensor:
     """Hash of the surface tokens with ``token`` appended."""
-    return (surface + token + 1) * _SURFACE
+    return (surface + token + 1) * SURFACE_HASH
 
 
 def extend_path(path: Tensor, token: Tensor) -> Tensor:
     """Hash of a history with a token or a class tag appended."""
-    return (path + token + 1) * _HISTORY
+    return (path + token + 1) * HISTORY_HASH
 
 
 def state_key(state: Tensor) -> Tensor:
     """Hash under which hypotheses may be recombined: same tokens, history, place in a list and frame."""
-    return state[..., SURFACE] ^ ((state[..., PATH] + state[..., NODE] * 2 + state[..., DONE]) * _MIX)
+    return state[..., SURFACE] ^ ((state[..., PATH] + state[..., NODE] * 2 + state[..., DONE]) * MIX_HASH)
 
 
 def earlier(size: int, device: torch.device) -> Tensor:
@@ -86,3 +86,9 @@ def within_beam(surface: Tensor, size: int) -> Tensor:
     first = (surface[:, :, None] == surface[:, None, :]).int().argmax(-1)  # where each surface is met first
     rank = (first == order).cumsum(-1)
     return rank.gather(-1, first) <= size
+
+
+def repeats(values: Tensor) -> Tensor:
+    """How often each of ``values`` ``(B, M)`` comes before."""
+    same = values[:, :, None] == values[:, None, :]
+    return (same & earlier(values.shape[1], values.device)).sum(-1)

@@ -65,6 +65,35 @@ class ClassLook(NamedTuple):
     normal: Tensor
 
 
+class ClassTables(NamedTuple):
+    """A batch's class transitions in flat tensors.
+
+    Attributes:
+        starts_word: ``(V,)``.
+        offset: ``(B, C)`` nats added to each tag's log odds, -inf for a class without entries.
+        reach: ``(B, T, k)`` best log P of any class's root for each candidate token.
+        entry_class: ``(B, T, E)`` arcs into entities; and their ``entry_place``, ``entry_node``, ``entry_logp``.
+        entry_ends: ``(E,)``.
+        key: ``(arcs,)`` node * V + token, rising; ``target`` and ``arc_logp`` likewise.
+        end_logp: ``(nodes,)``; ``on_logp`` and ``node_class`` likewise.
+    """
+
+    starts_word: Tensor
+    offset: Tensor
+    reach: Tensor
+    entry_class: Tensor
+    entry_place: Tensor
+    entry_node: Tensor
+    entry_logp: Tensor
+    entry_ends: Tensor
+    key: Tensor
+    target: Tensor
+    arc_logp: Tensor
+    end_logp: Tensor
+    on_logp: Tensor
+    node_class: Tensor
+
+
 class _Entries(NamedTuple):
     """Arcs out of the roots worth considering in each frame, ``(B, T, E)`` each; ``ends`` is ``(E,)``."""
 
@@ -140,6 +169,24 @@ class ClassGrammar:
         self._reach = torch.where(graph.active[:, :, None, None], logp, -torch.inf).amax(1)  # (B, T, k)
         self._row = torch.arange(len(tokens), device=tokens.device)
         self._order = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
+
+    def tables(self) -> ClassTables:
+        """The grammar in flat tensors, for a step that is taken hypothesis by hypothesis."""
+        graph, entries = self.graph, self._entries
+        return ClassTables(
+            self._starts_word,
+            self._offset[:, 0],
+            self._reach,
+            entries.class_index,
+            entries.place,
+            entries.node,
+            entries.logp,
+            entries.ends,
+            *graph.arcs(),
+            graph.end_logp,
+            graph.on_logp,
+            graph.node_class,
+        )
 
     def look(self, tokens: Tensor, history: Tensor, node: Tensor) -> ClassLook:
         """What may follow contexts ``history`` ``(B, K)`` at ``node`` ``(B, K)``; ``tokens`` is ``(B, F, k)``."""

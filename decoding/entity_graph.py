@@ -63,6 +63,10 @@ class EntityGraph:
         self.root_target = torch.stack(shifted)[graph].to(device)
         self.active = (self.root_target >= 0).any(-1)
 
+    def arcs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Arcs between nodes: rising keys ``node * V + token``, the nodes they lead to, their log probability."""
+        return self._key, self._target, self._logp
+
     def child(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Target node and log P(token | node, not END) for ``nodes`` and ``tokens`` of one shape.
 

@@ -28,12 +28,14 @@ from decoding.beam import (
     extend_path,
     extend_surface,
     recombine,
+    repeats,
     state_key,
     within_beam,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
+from decoding.fast_step import FastStep, Frames, Taken
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, RawHypothesis, Step, Trace
 from lm.config import Config
@@ -54,22 +56,10 @@ class BeamConfig(Config):
 
 
 class _View(NamedTuple):
-    """The next F frames of every utterance as its hypotheses see them.
+    """What is heard of the next F frames, what classes allow, and ``best`` ``(B, K, F)``, a bound on any label."""
 
-    ``frames``, ``inside`` ``(B, F)``, ``tokens`` ``(B, F, k)``; ``blank``, ``repeat`` and ``best``, a bound on any
-    label's score, are ``(B, K, F)``; ``label``, with the scorers' parts, and ``lm`` ``(B, K, F, k)``; ``extra``
-    ``(B, K, F, k, S)``.
-    """
-
-    frames: Tensor
-    inside: Tensor
-    tokens: Tensor
-    blank: Tensor
-    repeat: Tensor | None
-    label: Tensor
-    lm: Tensor | None
+    heard: Frames
     look: ClassLook | None
-    extra: Tensor | None
     best: Tensor
 
 
@@ -85,6 +75,7 @@ class BeamSearch:
         config: settings.
         grammar: class transitions; they replace the emitter's own language model.
         scorers: further knowledge sources.
+        reference: take every step in tensors, also on a CPU.
     """
 
     def __init__(
@@ -93,6 +84,7 @@ class BeamSearch:
         config: BeamConfig,
         grammar: ClassGrammar | None = None,
         scorers: Sequence[Scorer] = (),
+        reference: bool = False,
     ) -> None:
         if emitter.repeats and config.max_symbols_per_frame > 1:
             raise ConfigError(
@@ -108,7 +100,7 @@ class BeamSearch:
         self._lm_scale = max(emitter.lm_scale, 1e-12) if grammar else emitter.lm_scale
         # Classes, and CTC, make several hypotheses of one surface; room for each twice.
         self._several = grammar is not None or emitter.repeats
-        self._width = 2 * config.beam if self._several else config.beam
+        self._widths = _widths(config.beam, grammar is not None, emitter.repeats)
         # Extensions looked at before recombination: the same number with and without classes, so that an
         # utterance without lists gives the same whatever shares its batch.
         self._pool = 4 * config.beam
@@ -120,6 +112,7 @@ class BeamSearch:
         self._at = torch.zeros_like(self._row)  # frame of each utterance
         self._symbols = torch.zeros_like(self._row)  # label steps taken in it
         self._beam = self._first(utterances)
+        self._fast = self._fast_step(reference)
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
@@ -128,6 +121,21 @@ class BeamSearch:
         while bool((self._at < lengths).any()):
             self._step(lengths)
         return self._finish(self._beam)
+
+    def _fast_step(self, reference: bool) -> FastStep | None:
+        """Compiled steps, where there are any: on a CPU, for one symbol a frame and no CTC."""
+        emitter, config = self._emitter, self._config
+        if reference or emitter.repeats or config.max_symbols_per_frame > 1 or emitter.lengths.is_cuda:
+            return None
+        return FastStep(
+            config.beam,
+            self._widths,
+            self._pool,
+            config.threshold,
+            self._lm_scale,
+            emitter.num_tokens,
+            self._grammar,
+        )
 
     def _first(self, utterances: int) -> Beam:
         state = self._emitter.start()
@@ -142,7 +150,11 @@ class BeamSearch:
     def _step(self, lengths: Tensor) -> None:
         """Pass quiet frames, and extend every hypothesis at the first frame of its utterance that is not quiet."""
         beam = self._beam
-        view = self._view(lengths)
+        heard = self._hear(lengths)
+        if self._fast is not None:
+            self._take(self._fast.take(beam, heard))
+            return
+        view = self._view(heard)
         skipped, stopped, waited = self._pass(beam, view, lengths)
         self._at = self._at + skipped
         moved = skipped > 0
@@ -153,51 +165,63 @@ class BeamSearch:
             beam.state[..., MODEL] = torch.where(moved[:, None], self._emitter.close(model), model)
         self._ahead = _lookahead(skipped, self._emitter.lookahead)
         if bool(stopped.any()):
-            self._extend(beam, view, skipped.clamp_max(view.frames.shape[1] - 1), stopped, waited)
+            self._extend(beam, view, skipped.clamp_max(view.heard.frames.shape[1] - 1), stopped, waited)
         else:
             self._rest(beam, waited)
 
-    def _view(self, lengths: Tensor) -> _View:
+    def _take(self, taken: Taken) -> None:
+        """Go on from a step taken in compiled code."""
+        frame = self._at = self._at + taken.skipped
+        self._ahead = _lookahead(taken.skipped, self._emitter.lookahead)
+        self._trace.steps.append(Step(frame, *taken[3:]))
+        self._advance(taken.beam, taken.token, taken.node, taken.ended)
+        self._at = frame + taken.stopped
+        self._beam = taken.beam
+
+    def _hear(self, lengths: Tensor) -> Frames:
         """Scores of the next frames of every utterance."""
-        emitter, state = self._emitter, self._beam.state
+        emitter, model = self._emitter, self._beam.state[..., MODEL]
         frames = self._at[:, None] + torch.arange(self._ahead, device=lengths.device)
         inside = frames < lengths[:, None]
         frames = torch.minimum(frames, (lengths - 1).clamp_min(0)[:, None])
         tokens = emitter.tokens[self._row[:, None], frames]
-        scores = emitter.score(frames, state[..., MODEL])
-        label, extra = scores.label, None
+        scores = emitter.score(frames, model)
+        label, extra, lm = scores.label, None, None
         if self._scorers:
-            extra = self._extra(state, tokens)
+            extra = self._extra(self._beam.state, tokens)
             label = label + extra.sum(-1)
-        look = lm = None
         if self._grammar is None:
-            lm = emitter.lm_logp(state[..., MODEL], tokens)
+            lm = emitter.lm_logp(model, tokens)
             lm = None if lm is None else emitter.lm_scale * lm
-            best = (label if lm is None else label + lm).amax(-1)
+        return Frames(frames, inside, tokens, scores.blank_logp, scores.repeat_logp, label, lm, extra)
+
+    def _view(self, heard: Frames) -> _View:
+        """What classes allow in the frames heard, and a bound on the labels' scores."""
+        state, look = self._beam.state, None
+        if self._grammar is None:
+            best = (heard.label if heard.lm is None else heard.label + heard.lm).amax(-1)
         else:
-            look = self._grammar.look(tokens, state[..., HISTORY], state[..., NODE])
-            best = self._grammar.bound(frames, look, label, self._lm_scale, state[..., NODE])
-        if scores.repeat_logp is not None:
-            best = best.maximum(scores.repeat_logp)
-        return _View(
-            frames, inside, tokens, scores.blank_logp, scores.repeat_logp, label, lm, look, extra, best
-        )
+            look = self._grammar.look(heard.tokens, state[..., HISTORY], state[..., NODE])
+            best = self._grammar.bound(heard.frames, look, heard.label, self._lm_scale, state[..., NODE])
+        if heard.repeat is not None:
+            best = best.maximum(heard.repeat)
+        return _View(heard, look, best)
 
     def _pass(self, beam: Beam, view: _View, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How many frames each utterance passes with blanks, where it stops, and the blanks' score ``(B, K)``.
 
         A frame stops an utterance if some label would come within the threshold of the best that takes the blank.
         """
-        outside = ~view.inside[:, None]
-        blank = view.blank.masked_fill(outside, 0.0)
+        outside = ~view.heard.inside[:, None]
+        blank = view.heard.blank.masked_fill(outside, 0.0)
         best = view.best.masked_fill(outside, -torch.inf)
         if self._config.max_symbols_per_frame > 1:
             done = beam.state[..., DONE] > 0
             blank[..., 0].masked_fill_(done, 0.0)
             best[..., 0].masked_fill_(done, -torch.inf)
         after = beam.score.unsqueeze(-1) + blank.cumsum(-1)
-        floor = after.amax(1) - self._config.threshold  # (B, F)
-        stops = ((after - blank + best).amax(1) >= floor) & view.inside
+        floor = self._floor(after.transpose(1, 2), (beam.state[..., NODE] >= 0)[:, None])  # (B, F)
+        stops = ((after - blank + best).amax(1) >= floor) & view.heard.inside
         stopped = stops.any(-1)
         last = (lengths - self._at).clamp(0, self._ahead)
         skipped = torch.where(stopped, stops.int().argmax(-1), last)
@@ -222,8 +246,7 @@ class BeamSearch:
         found, extra = self._candidates(beam, view, column, stopped)
         total = beam.score.unsqueeze(-1) + found.gain
         width = total.shape[-1]
-        score, index = total.flatten(1).topk(min(self._pool, total[0].numel()), dim=-1)
-        score = score.masked_fill(score < score[:, :1] - self._config.threshold, -torch.inf)
+        score, index, sizes = self._best(total.flatten(1), self._inside(found, beam))
         parent = index // width
         place = index - parent * width
         token = found.token.gather(1, place)
@@ -236,8 +259,7 @@ class BeamSearch:
             said = self._emitter.advance(model, token.clamp_min(0))
             model = torch.where(closes, self._emitter.close(model), model)
             state[..., MODEL] = torch.where(token == BLANK, model, said)
-        score = recombine(score, self._key(state), self._before[: score.shape[1], : score.shape[1]])
-        score, kept = self._keep(score, state[..., SURFACE])
+        score, kept = self._keep(score, state, sizes)
         new = Beam(score, state)
         new.state = new.select(kept)
         parent, token, index, place, node, ended = (
@@ -269,24 +291,25 @@ class BeamSearch:
     ) -> tuple[Candidates, Tensor | None]:
         """All extensions, and the weighted parts ``(B, K, k, S)`` of the scorers."""
         row, state = self._row, beam.state
-        tokens, label = view.tokens[row, column], view.label[row, :, column]
-        stay = view.blank[row, :, column].unsqueeze(-1)
-        if view.repeat is not None:
-            stay = torch.cat((stay, view.repeat[row, :, column].unsqueeze(-1)), dim=-1)
+        heard = view.heard
+        tokens, label = heard.tokens[row, column], heard.label[row, :, column]
+        stay = heard.blank[row, :, column].unsqueeze(-1)
+        if heard.repeat is not None:
+            stay = torch.cat((stay, heard.repeat[row, :, column].unsqueeze(-1)), dim=-1)
         if view.look is None:
-            lm = None if view.lm is None else view.lm[row, :, column]
+            lm = None if heard.lm is None else heard.lm[row, :, column]
             found = plain_candidates(stay, label, tokens, lm)
         else:
             assert self._grammar is not None
             look = view.look._replace(normal=view.look.normal[row, :, column])
-            arcs = self._grammar.arcs(view.frames[row, column], tokens, look, state[..., NODE])
+            arcs = self._grammar.arcs(heard.frames[row, column], tokens, look, state[..., NODE])
             found = class_candidates(stay, label, tokens, self._lm_scale, arcs)
         free = ~stopped[:, None]
         if self._config.max_symbols_per_frame > 1:
             free = free | (state[..., DONE] > 0)
         found.gain[..., 0].masked_fill_(free, 0.0)
         found.gain[..., 1:].masked_fill_(free.unsqueeze(-1), -torch.inf)
-        return found, None if view.extra is None else view.extra[row, :, column]
+        return found, None if heard.extra is None else heard.extra[row, :, column]
 
     def _extra(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Weighted parts of the scorers on ``tokens`` ``(B, F, k)``: ``(B, K, F, k, S)``."""
@@ -327,18 +350,58 @@ class BeamSearch:
         state[..., NODE] = torch.where(blank, state[..., NODE], torch.where(ended, EXITED, node))
         return state
 
-    def _keep(self, score: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and places of the hypotheses that go on, best first."""
-        size = min(self._width, score.shape[1])
-        if not self._several:
-            score, place = score.topk(size, dim=-1)
-        else:
-            score, order = score.sort(dim=-1, descending=True, stable=True)
-            inside = within_beam(surface.gather(1, order), self._config.beam)
-            score, place = score.masked_fill(~inside, -torch.inf).topk(size, dim=-1)
-            place = order.gather(1, place)
+    def _inside(self, found: Candidates, beam: Beam) -> Tensor | None:
+        """``(B, K W)`` extensions that are inside an entity after it; None without classes."""
+        if found.node is None or found.ends is None:
+            return None
+        inside = (found.node >= 0) & ~found.ends
+        stays = (found.token == BLANK)[:, None]
+        return torch.where(stays, (beam.state[..., NODE] >= 0).unsqueeze(-1), inside).flatten(1)
+
+    def _floor(self, score: Tensor, inside: Tensor | None) -> Tensor:
+        """Least score of what is kept, from ``score`` ``(..., M)``.
+
+        The measure is the best hypothesis outside entities: one that is inside has not yet shown that it will
+        ever get out, and must not drop those that carry on if it does not.
+        """
+        if inside is None:
+            return score.amax(-1) - self._config.threshold
+        best = score.masked_fill(inside, -torch.inf).amax(-1)
+        return torch.where(best.isneginf(), score.amax(-1), best) - self._config.threshold
+
+    def _best(self, total: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
+        """Scores and places of the best extensions: those outside entities, then those inside; how many each."""
+        size = min(self._pool, total.shape[1])
+        score, index = (total if inside is None else total.masked_fill(inside, -torch.inf)).topk(size, dim=-1)
+        sizes = [size]
+        if inside is not None:
+            sizes.append(min(self._pool // 2, total.shape[1]))
+            more, there = total.masked_fill(~inside, -torch.inf).topk(sizes[1], dim=-1)
+            score, index = torch.cat((score, more), dim=-1), torch.cat((index, there), dim=-1)
+        floor = self._floor(total, inside)
+        return score.masked_fill(score < floor.unsqueeze(-1), -torch.inf), index, sizes
+
+    def _keep(self, score: Tensor, state: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Recombine; scores and places of the hypotheses that go on, best first."""
+        key, surface, first = self._key(state), state[..., SURFACE], 0
+        scores, places = [], []
+        for size, width in zip(sizes, self._widths[:2], strict=False):
+            part = slice(first, first + size)
+            new = recombine(score[:, part], key[:, part], self._before[:size, :size])
+            new, order = new.sort(dim=-1, descending=True, stable=True)
+            if first:
+                again = repeats(state[:, part, NODE].gather(1, order))
+                new = new.masked_fill(again >= self._widths[2], -torch.inf)
+            elif self._several:
+                within = within_beam(surface[:, part].gather(1, order), self._config.beam)
+                new = new.masked_fill(~within, -torch.inf)
+            new, place = new.topk(min(width, size), dim=-1)
+            scores.append(new)
+            places.append(first + order.gather(1, place))
+            first += size
+        score, order = torch.cat(scores, dim=-1).sort(dim=-1, descending=True, stable=True)
         live = max(1, int((~score.isneginf()).sum(-1).max()))  # what the threshold left is often much less
-        return score[:, :live], place[:, :live]
+        return score[:, :live], torch.cat(places, dim=-1).gather(1, order[:, :live])
 
     def _chosen(self, extra: Tensor | None, parent: Tensor, place: Tensor, token: Tensor) -> Tensor:
         """The scorers' parts of the labels taken, ``(B, K, S)``."""
@@ -369,9 +432,11 @@ class BeamSearch:
         written = torch.where(ended, grammar.tag_of(node), labels)[grows]
         model, history = state[:, MODEL], state[grows, HISTORY]
         if self._emitter.contexts is grammar.contexts:
-            grammar.advance(torch.cat((model, history)), torch.cat((labels, written)))
-        state[:, MODEL] = self._emitter.advance(model, labels)
-        state[grows, HISTORY] = grammar.advance(history, written)
+            after = grammar.advance(torch.cat((model, history)), torch.cat((labels, written)))
+            state[:, MODEL], state[grows, HISTORY] = after[: len(model)], after[len(model) :]
+        else:
+            state[:, MODEL] = self._emitter.advance(model, labels)
+            state[grows, HISTORY] = grammar.advance(history, written)
 
     def _finish(self, beam: Beam) -> list[list[RawHypothesis]]:
         score = beam.score
@@ -390,6 +455,18 @@ class BeamSearch:
     def _worth(self, node: int) -> float:
         """What the length of its list cost the entity that ends at ``node``."""
         return -self._emitter.lm_scale * self._grammar.graph.share_logp(node) if self._grammar else 0.0
+
+
+def _widths(beam: int, classes: bool, repeats: bool) -> tuple[int, int, int]:
+    """Hypotheses kept outside entities, inside them, and at one place inside.
+
+    Classes, and CTC, make several hypotheses of one surface. Those inside have places of their own, so that
+    neither side can crowd out the other; and few at one place, or the ways that lead to it take all of them.
+    """
+    outside = 2 * beam if repeats else beam
+    if not classes:
+        return outside, 0, 0
+    return max(outside, beam + max(1, beam // 4)), max(1, beam // 2), max(1, beam // 4)
 
 
 def _lookahead(skipped: Tensor, most: int) -> int:

@@ -50,7 +50,8 @@ class LanguageModel(nn.Module, ABC):
 class ContextStore(ABC):
     """Contexts of one language model as rows of tables; row 0 is the empty context.
 
-    Subclasses implement ``_extend``, which computes rows that are new; everything else is bookkeeping.
+    Subclasses append the empty context's row when they are made, and implement ``_extend``, which computes rows
+    that are new; everything else is bookkeeping.
     """
 
     def __init__(self, num_tokens: int, num_classes: int, device: torch.device) -> None:
@@ -60,6 +61,7 @@ class ContextStore(ABC):
         self._child = Rows((width,), torch.int32, device, fill=-1)
         self._logits = Rows((width,), torch.float32, device)
         self._origin = Rows((2,), torch.long, device, fill=-1)
+        self._origin.grow(1)  # the empty context
 
     @abstractmethod
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
@@ -68,6 +70,11 @@ class ContextStore(ABC):
     def __len__(self) -> int:
         """Contexts stored so far."""
         return len(self._logits.data)
+
+    @property
+    def table(self) -> Tensor:
+        """What ``score`` looks up: ``(rows, V + C)``, a row for each context."""
+        return self._logits.data
 
     def origin(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """Parents and last tokens of ``contexts``; the empty context is its own parent and has token -1."""
@@ -97,8 +104,8 @@ class ContextStore(ABC):
             width = self._child.data.shape[1]
             keys, inverse = torch.unique(contexts[missing] * width + tokens[missing], return_inverse=True)
             parents, labels = keys // width, keys % width
+            self._origin.append(torch.stack((parents, labels), dim=-1))
             first = self._append(self._extend(parents, labels))
-            self._origin.data[first:] = torch.stack((parents, labels), dim=-1)
             rows = torch.arange(first, first + len(keys), device=self.device)
             self._child.data[parents, labels] = rows.int()
             children[missing] = rows.int()[inverse]
@@ -109,31 +116,33 @@ class ContextStore(ABC):
         logits = logits.float()
         total = logits[:, : self.num_tokens].logsumexp(-1, keepdim=True)
         self._child.grow(len(logits))
-        self._origin.grow(len(logits))
         return self._logits.append(logits - total)
 
 
 class Rows:
-    """A table that grows by doubling: ``data`` is the view of all rows in use, ``(rows, *shape)``."""
+    """A table that grows by doubling: ``data`` is the view of all rows in use, ``(rows, *shape)``.
+
+    New rows hold ``fill``, or anything if there is none.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: float = 0
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: float | None = None
     ) -> None:
         self._fill = fill
-        self._buffer = torch.full((1024, *shape), fill, dtype=dtype, device=device)
+        self._buffer = torch.empty((1024, *shape), dtype=dtype, device=device)
         self.data = self._buffer[:0]
 
     def grow(self, rows: int) -> int:
-        """Add ``rows`` rows of the fill value; returns the index of the first."""
+        """Add ``rows`` rows; returns the index of the first."""
         first = len(self.data)
         need = first + rows
         if need > len(self._buffer):
-            larger = self._buffer.new_full(
-                (max(need, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._fill
-            )
+            larger = self._buffer.new_empty((max(need, 2 * len(self._buffer)), *self._buffer.shape[1:]))
             larger[:first] = self.data
             self._buffer = larger
         self.data = self._buffer[:need]
+        if self._fill is not None:
+            self.data[first:] = self._fill
         return first
 
     def append(self, rows: Tensor) -> int:

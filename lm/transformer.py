@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -90,75 +92,109 @@ class Block(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         return q, k, v
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Output projection, residuals and feed-forward; ``attended`` ``(B, H, U, d)``."""
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+        """One block over whole sentences ``(B, U, D)``."""
+        q, k, v = self.project(x, table)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(2)))
         result: Tensor = x + self.dropout(self.feed_forward(x))
         return result
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
-        """One block over whole sentences ``(B, U, D)``."""
-        q, k, v = self.project(x, table)
-        return self.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
 
 class TransformerContexts(ContextStore):
-    """Contexts of a Transformer: keys and values once per context, and each context's path of ancestors."""
+    """Contexts of a Transformer: keys and values once per context, and the way back to each context's ancestors."""
 
     def __init__(self, model: TransformerLM) -> None:
-        device = model.output.weight.device
-        super().__init__(model.num_tokens, model.num_classes, device)
+        weight = model.output.weight
+        super().__init__(model.num_tokens, model.num_classes, weight.device)
         self._model = model
-        width = model.config.width
-        self._keys_values = [Rows((2, width), model.output.weight.dtype, device) for _ in model.blocks]
-        self._depth = Rows((), torch.long, device)
-        self._path = torch.zeros((1024, 64), dtype=torch.long, device=device)
+        self._keys_values = [Rows((2, model.config.width), weight.dtype, weight.device) for _ in model.blocks]
+        self._depth = Rows((), torch.long, weight.device)
+        self._attend = _compiled() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+        self._path = torch.zeros((1024, 64), dtype=torch.long, device=weight.device)
+        self._grow_positions(64)
         with torch.no_grad():
-            self._append(self._run(torch.tensor([model.vocab_size], device=device), None))
+            start = torch.tensor([model.vocab_size], device=weight.device)
+            self._append(self._run(start, torch.zeros_like(start), None))
 
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            return self._run(tokens, parents)
+            return self._run(tokens, self._depth.data[parents] + 1, parents)
 
-    def _run(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
-        model, config = self._model, self._model.config
-        depth = torch.zeros_like(tokens) if parents is None else self._depth.data[parents] + 1
+    def _run(self, tokens: Tensor, depth: Tensor, parents: Tensor | None) -> Tensor:
+        model = self._model
         first = self._depth.append(depth)
-        path = self._paths(parents, depth, first)
-        seen = torch.arange(path.shape[1], device=self.device) <= depth[:, None]
-        x = model.embedding(tokens).unsqueeze(1)
-        table = None
-        if config.positions == "rotary":
-            cos, sin = rotary_table(depth, config.width // config.heads)
-            table = cos[:, None, None], sin[:, None, None]
+        longest = int(depth.max()) + 1
+        if longest > len(self._positions[0]):
+            self._grow_positions(2 * longest)
+        path = None if self._attend else self._paths(parents, depth, first, longest)
+        x = model.embedding(tokens)
         for block, cache in zip(model.blocks, self._keys_values, strict=True):
             assert isinstance(block, Block)
-            q, k, v = block.project(x, table)
-            cache.append(torch.stack((k.flatten(1), v.flatten(1)), dim=1))
-            past = cache.data[path].view(*path.shape, 2, config.heads, -1)  # (M, P, 2, H, d)
-            keys, values = past.permute(2, 0, 3, 1, 4)
-            x = block.finish(
-                x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None, None])
-            )
-        logits: Tensor = model.output(model.norm(x)).squeeze(1)
+            cache.grow(len(tokens))
+            if path is None:
+                projected = block.query_key_value(block.attention_norm(x))
+                attended = self._attend_compiled(projected, cache.data, first, depth)
+            else:
+                attended = self._attend_reference(block, x, cache.data, first, depth, path)
+            x = x + block.attention_output(attended)
+            x = x + block.feed_forward(x)
+        logits: Tensor = model.output(model.norm(x))
         return logits
 
-    def _paths(self, parents: Tensor | None, depth: Tensor, first: int) -> Tensor:
-        """Rows of each new context's ancestors and itself, ``(M, longest path)``; unused places hold 0."""
+    def _attend_compiled(self, projected: Tensor, cache: Tensor, first: int, depth: Tensor) -> Tensor:
+        assert self._attend is not None
+        heads = self._model.config.heads
+        attended = torch.empty((len(projected), heads, projected.shape[1] // (3 * heads)))
+        cos, sin = (part.numpy() for part in self._positions)
+        if self._model.config.positions == "none":
+            cos, sin = cos[:0], sin[:0]
+        here = projected.view(len(projected), 3, heads, -1).numpy()
+        past = cache.view(len(cache), 2, heads, -1).numpy()
+        self._attend(here, cos, sin, past, self._origin.data.numpy(), first, depth.numpy(), attended.numpy())
+        return attended.flatten(1)
+
+    def _attend_reference(
+        self, block: Block, x: Tensor, cache: Tensor, first: int, depth: Tensor, path: Tensor
+    ) -> Tensor:
+        """The same in tensors: all ancestors' keys and values gathered."""
+        config, table = self._model.config, None
+        if config.positions == "rotary":
+            table = (self._positions[0][depth][:, None, None], self._positions[1][depth][:, None, None])
+        q, k, v = block.project(x.unsqueeze(1), table)
+        cache[first:] = torch.stack((k.flatten(1), v.flatten(1)), dim=1)
+        seen = torch.arange(path.shape[1], device=x.device) <= depth[:, None]
+        past = cache[path].view(*path.shape, 2, config.heads, -1)  # (M, P, 2, H, d)
+        keys, values = past.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None, None])
+        return attended.flatten(1)
+
+    def _grow_positions(self, size: int) -> None:
+        config = self._model.config
+        positions = torch.arange(size, device=self.device)
+        self._positions = rotary_table(positions, config.width // config.heads)
+
+    def _paths(self, parents: Tensor | None, depth: Tensor, first: int, longest: int) -> Tensor:
+        """Rows of each new context's ancestors and itself, ``(M, longest)``; unused places hold 0."""
         rows = torch.arange(first, first + len(depth), device=self.device)
-        longest = int(depth.max()) + 1
         height, width = self._path.shape
-        if first + len(depth) > height or longest > width:
-            grown = self._path.new_zeros(
-                (
-                    height * 2 if first + len(depth) > height else height,
-                    width * 2 if longest > width else width,
-                )
-            )
+        if rows[-1] >= height or longest > width:
+            shape = (max(2 * height, first + len(depth)), max(width, 2 * longest))
+            grown = self._path.new_zeros(shape)
             grown[:height, :width] = self._path
             self._path = grown
-            return self._paths(parents, depth, first)
         if parents is not None:
             self._path[rows] = self._path[parents]
         self._path[rows, depth] = rows
         return self._path[rows, :longest]
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., None] | None:
+    """The compiled attention, or None where numba does not work."""
+    try:
+        from lm.attention_kernel import attend
+    except ImportError:
+        return None
+    function: Callable[..., None] = attend
+    return function

@@ -1,0 +1,442 @@
+"""One search step in compiled loops, for a CPU: what `decoding.frame_sync` does in tensors, hypothesis by hypothesis.
+
+On a CPU a step in tensors is some two hundred operations on a few thousand numbers each, and what they cost is
+being called. Here the same arithmetic is one call, compiled by numba. The tensors remain the reference (and the
+only way on a GPU); tests hold the two to the same answers.
+
+Nothing here is called but through `decoding.fast_step`, which also says what the arguments are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from decoding.beam import HISTORY, HISTORY_HASH, MIX_HASH, NODE, PATH, SURFACE, SURFACE_HASH
+from decoding.class_status import EXITED, NORMAL
+from decoding.trace import BLANK
+
+Floats = NDArray[np.float32]
+Longs = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class Settings(NamedTuple):
+    """What stays the same throughout a search."""
+
+    beam: int
+    width: int  # hypotheses kept outside entities
+    inside: int  # and inside them,
+    same: int  # so many of them at one place in the lists
+    pool: int
+    threshold: float
+    lm_scale: float
+    num_tokens: int
+
+
+class Heard(NamedTuple):
+    """What the emitter and the scorers say of the next frames; shapes as in ``frame_sync._View``."""
+
+    inside: Longs  # (B,) how many of the F frames the utterance has
+    frames: Longs  # (B, F)
+    tokens: Longs  # (B, F, k)
+    blank: Floats  # (B, K, F)
+    label: Floats  # (B, K, F, k)
+    lm: Floats  # (B, K, F, k), scaled; (0, 0, 0, 0) without one
+    extra: Floats  # (B, K, F, k, S)
+
+
+class Lists(NamedTuple):
+    """The class grammar in flat arrays; all of them empty without one."""
+
+    logits: Floats  # (rows, V + C) of the contexts
+    word_mass: Floats  # (rows,) log P(a token that starts a word); NaN where not yet computed
+    starts_word: Bools  # (V,)
+    offset: Floats  # (B, C)
+    reach: Floats  # (B, T, k)
+    entry_class: Longs  # (B, T, E)
+    entry_place: Longs
+    entry_node: Longs
+    entry_logp: Floats
+    entry_ends: Bools  # (E,)
+    key: Longs  # (arcs,)
+    target: Longs
+    arc_logp: Floats
+    end_logp: Floats  # (nodes,)
+    on_logp: Floats
+    node_class: Longs
+
+
+class Found(NamedTuple):
+    """The step taken, written into arrays of (B, width); ``live`` places of each row are in use."""
+
+    skipped: Longs  # (B,)
+    stopped: Bools  # (B,)
+    live: Longs  # (B,)
+    score: Floats
+    state: Longs  # (B, width, columns)
+    parent: Longs
+    token: Longs
+    node: Longs
+    entered: Bools
+    ended: Bools
+    gain: Floats
+    lm_gain: Floats
+    extra: Floats  # (B, width, S)
+    waited: Floats
+
+
+@njit(cache=True)
+def step(
+    settings: Settings, lists: Lists, heard: Heard, score: Floats, state: Longs, found: Found
+) -> None:
+    """Pass quiet frames, and extend the hypotheses of every utterance at its first frame that is not quiet."""
+    classed = lists.offset.shape[0] > 0
+    beams, frames = heard.blank.shape[1], heard.blank.shape[2]
+    choices = heard.tokens.shape[2]
+    tags = np.empty((beams, lists.offset.shape[1] if classed else 0), np.float32)
+    total = np.zeros(beams, np.float32)
+    before = np.empty(beams, np.float32)
+    fell = np.empty(beams, np.bool_)
+    lm = np.empty((beams, choices), np.float32)
+    pools = (_new_pool(settings.pool), _new_pool(settings.pool // 2))
+    for b in range(len(score)):
+        if classed:
+            _look(lists, b, state[b], tags, total, settings.num_tokens)
+        before[:] = score[b]
+        fell[:] = False
+        stopped, at = False, 0
+        while at < min(frames, heard.inside[b]):
+            _normal(settings, lists, heard, b, at, state[b], total, lm)
+            best = _bound(settings, lists, heard, b, at, state[b], tags, lm)
+            after = before + heard.blank[b, :, at]
+            floor = _measure(after, state[b]) - settings.threshold
+            if (before + best).max() >= floor:
+                stopped = True
+                break
+            for k in range(beams):
+                fell[k] |= after[k] < floor
+                before[k] = after[k]
+            at += 1
+        found.skipped[b], found.stopped[b] = at, stopped
+        for pool in pools:
+            pool.size[0] = 0
+        for k in range(beams):
+            if not fell[k] and before[k] > -np.inf:
+                _extensions(settings, lists, heard, b, at, stopped, state, before, k, tags, lm, pools)
+        floor = pools[0 if pools[0].size[0] else 1].total[0] - settings.threshold
+        live = _settle(settings, lists, heard, b, at, floor, 0, settings.width, score, before, state, pools[0], found)
+        found.live[b] = _settle(
+            settings, lists, heard, b, at, floor, live, settings.inside, score, before, state, pools[1], found
+        )
+
+
+@njit(cache=True)
+def _measure(score: Floats, state: Longs) -> float:
+    """Score of the best hypothesis outside entities; of the best of all where there is none."""
+    best, outside = score.max(), np.float32(-np.inf)
+    for k in range(len(score)):
+        if state[k, NODE] < 0:
+            outside = max(outside, score[k])
+    return outside if outside > -np.inf else best
+
+
+@njit(cache=True)
+def _look(lists: Lists, b: int, state: Longs, tags: Floats, total: Floats, num_tokens: int) -> None:
+    """log P(@c | w) of every hypothesis, and what normalises its surface tokens."""
+    for k in range(len(state)):
+        row = state[k, HISTORY]
+        sum_ = _word_mass(lists, row, num_tokens) if state[k, NODE] == EXITED else np.float32(0.0)
+        for c in range(tags.shape[1]):
+            tags[k, c] = lists.logits[row, num_tokens + c] + lists.offset[b, c]
+            sum_ = _add(sum_, tags[k, c])
+        total[k] = sum_
+        for c in range(tags.shape[1]):
+            tags[k, c] -= sum_
+
+
+@njit(cache=True)
+def _word_mass(lists: Lists, row: int, num_tokens: int) -> float:
+    """log P(a token that starts a word) after a context, computed when it is first asked for."""
+    if np.isnan(lists.word_mass[row]):
+        logits, top = lists.logits[row], np.float32(-np.inf)
+        for v in range(num_tokens):
+            if lists.starts_word[v]:
+                top = max(top, logits[v])
+        total = np.float32(0.0)
+        for v in range(num_tokens):
+            if lists.starts_word[v]:
+                total += np.exp(logits[v] - top)
+        lists.word_mass[row] = top + np.log(total) if total > 0 else -np.inf
+    return lists.word_mass[row]
+
+
+@njit(cache=True)
+def _normal(
+    settings: Settings, lists: Lists, heard: Heard, b: int, at: int, state: Longs, total: Floats, lm: Floats
+) -> None:
+    """Scaled log P(v | w) of a frame's candidate tokens for every hypothesis."""
+    choices = lm.shape[1]
+    if lists.offset.shape[0] == 0:
+        if heard.lm.shape[0] == 0:
+            lm[:] = 0.0
+        else:
+            lm[:] = heard.lm[b, :, at]
+        return
+    for k in range(len(state)):
+        row, exited = state[k, HISTORY], state[k, NODE] == EXITED
+        for i in range(choices):
+            token = heard.tokens[b, at, i]
+            if exited and not lists.starts_word[token]:
+                lm[k, i] = -np.inf
+            else:
+                lm[k, i] = settings.lm_scale * (lists.logits[row, token] - total[k])
+
+
+@njit(cache=True)
+def _bound(
+    settings: Settings, lists: Lists, heard: Heard, b: int, at: int, state: Longs, tags: Floats, lm: Floats
+) -> Floats:
+    """At least the best score ``(K,)`` of any label at a frame."""
+    best = np.full(len(state), -np.inf, np.float32)
+    classed = lists.offset.shape[0] > 0
+    for k in range(len(state)):
+        label = heard.label[b, k, at]
+        if classed and state[k, NODE] >= 0:
+            best[k] = label.max()
+            continue
+        for i in range(len(label)):
+            best[k] = max(best[k], label[i] + lm[k, i])
+        if classed:
+            tag, reach = tags[k].max(), lists.reach[b, heard.frames[b, at]]
+            for i in range(len(label)):
+                best[k] = max(best[k], label[i] + settings.lm_scale * (reach[i] + tag))
+    return best
+
+
+class Pool(NamedTuple):
+    """The best extensions so far, in descending order of ``total``; ``size`` ``(1,)`` of them."""
+
+    size: Longs
+    total: Floats
+    parent: Longs
+    place: Longs  # -1 for a blank
+    node: Longs
+    ended: Bools
+    lm_gain: Floats
+    gain: Floats
+
+
+@njit(cache=True)
+def _new_pool(size: int) -> Pool:
+    return Pool(
+        np.zeros(1, np.int64),
+        np.empty(size, np.float32),
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+        np.empty(size, np.bool_),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+    )
+
+
+@njit(cache=True)
+def _insert(
+    pool: Pool, start: float, parent: int, place: int, node: int, ended: bool, lm: float, gain: float
+) -> None:
+    """Put an extension in its place, if it is good enough for one."""
+    total, size = np.float32(start + gain), pool.size[0]
+    if not total > -np.inf or (size == len(pool.total) and total <= pool.total[size - 1]):
+        return
+    size = min(size + 1, len(pool.total))
+    i = size - 1
+    while i > 0 and pool.total[i - 1] < total:
+        pool.total[i], pool.parent[i], pool.place[i] = pool.total[i - 1], pool.parent[i - 1], pool.place[i - 1]
+        pool.node[i], pool.ended[i] = pool.node[i - 1], pool.ended[i - 1]
+        pool.lm_gain[i], pool.gain[i] = pool.lm_gain[i - 1], pool.gain[i - 1]
+        i -= 1
+    pool.total[i], pool.parent[i], pool.place[i] = total, parent, place
+    pool.node[i], pool.ended[i], pool.lm_gain[i], pool.gain[i] = node, ended, lm, gain
+    pool.size[0] = size
+
+
+@njit(cache=True)
+def _extensions(
+    settings: Settings,
+    lists: Lists,
+    heard: Heard,
+    b: int,
+    at: int,
+    stopped: bool,
+    state: Longs,
+    before: Floats,
+    k: int,
+    tags: Floats,
+    lm: Floats,
+    pools: tuple[Pool, Pool],
+) -> None:
+    """All extensions of hypothesis ``k``, into the pools: that of those outside entities, and that inside."""
+    start, node = before[k], state[b, k, NODE]
+    outside, inside = pools
+    stays = inside if node >= 0 else outside
+    _insert(stays, start, k, -1, NORMAL, False, 0.0, heard.blank[b, k, at] if stopped else 0.0)
+    if not stopped:
+        return
+    label, tokens, scale = heard.label[b, k, at], heard.tokens[b, at], settings.lm_scale
+    classed = lists.offset.shape[0] > 0
+    if not classed or node < 0:
+        for i in range(len(label)):
+            _insert(outside, start, k, i, NORMAL, False, lm[k, i], label[i] + lm[k, i])
+        if not classed:
+            return
+        frame = heard.frames[b, at]
+        for e in range(lists.entry_class.shape[2]):
+            part = scale * (tags[k, lists.entry_class[b, frame, e]] + lists.entry_logp[b, frame, e])
+            i, ends = lists.entry_place[b, frame, e], lists.entry_ends[e]
+            into = outside if ends else inside
+            _insert(into, start, k, i, lists.entry_node[b, frame, e], ends, part, label[i] + part)
+        return
+    for i in range(len(label)):
+        arc = _arc(lists.key, node * settings.num_tokens + tokens[i])
+        if arc >= 0:
+            child, logp = lists.target[arc], lists.arc_logp[arc]
+            part = scale * (logp + lists.on_logp[child])
+            _insert(inside, start, k, i, child, False, part, label[i] + part)
+            part = scale * (logp + lists.end_logp[child])
+            _insert(outside, start, k, i, child, True, part, label[i] + part)
+
+
+@njit(cache=True)
+def _arc(keys: Longs, key: int) -> int:
+    """Place of ``key`` among the rising ``keys``, -1 where it is not one of them."""
+    low, high = 0, len(keys)
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(keys) and keys[low] == key else -1
+
+
+@njit(cache=True)
+def _settle(
+    settings: Settings,
+    lists: Lists,
+    heard: Heard,
+    b: int,
+    at: int,
+    floor: float,
+    live: int,
+    width: int,
+    score: Floats,
+    before: Floats,
+    state: Longs,
+    pool: Pool,
+    found: Found,
+) -> int:
+    """Recombine a pool, and write the hypotheses that go on behind the ``live`` first, best first; the new ``live``."""
+    size = pool.size[0]
+    while size and pool.total[size - 1] < floor:
+        size -= 1
+    total = pool.total[:size].copy()
+    key, surface, path = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+    node = np.empty(size, np.int64)
+    classed = lists.offset.shape[0] > 0
+    for m in range(size):
+        old, place = state[b, pool.parent[m]], pool.place[m]
+        surface[m], path[m], node[m] = old[SURFACE], old[PATH], old[NODE]
+        if place >= 0:
+            token = heard.tokens[b, at, place]
+            surface[m] = (old[SURFACE] + token + 1) * SURFACE_HASH
+            if classed:
+                if pool.ended[m]:
+                    path[m] = (path[m] + settings.num_tokens + lists.node_class[pool.node[m]] + 1) * HISTORY_HASH
+                elif pool.node[m] < 0:
+                    path[m] = (path[m] + token + 1) * HISTORY_HASH
+                node[m] = EXITED if pool.ended[m] else pool.node[m]
+        key[m] = surface[m] ^ ((path[m] + node[m] * 2) * MIX_HASH)
+        for first in range(m):
+            if key[first] == key[m] and total[first] > -np.inf:
+                total[first] = _add(total[first], total[m])
+                total[m] = -np.inf
+                break
+    order = np.argsort(-total, kind="mergesort")
+    distinct, last = 0, live + width
+    seen = np.empty(size, np.int64)
+    for m in order:
+        if live == last or total[m] == -np.inf:
+            break
+        if node[m] >= 0 and _count(found.state[b, :live, NODE], node[m]) == settings.same:
+            continue
+        if node[m] < 0 and not _within(surface[m], seen, distinct):
+            if distinct == settings.beam:
+                continue
+            seen[distinct] = surface[m]
+            distinct += 1
+        _write(heard, b, at, live, m, score, before, state, pool, total, found)
+        new = found.state[b, live]
+        new[SURFACE], new[PATH], new[NODE] = surface[m], path[m], node[m]
+        live += 1
+    return live
+
+
+@njit(cache=True)
+def _count(values: Longs, value: int) -> int:
+    number = 0
+    for one in values:
+        number += one == value
+    return number
+
+
+@njit(cache=True)
+def _within(surface: int, seen: Longs, distinct: int) -> bool:
+    for i in range(distinct):
+        if seen[i] == surface:
+            return True
+    return False
+
+
+@njit(cache=True)
+def _write(
+    heard: Heard,
+    b: int,
+    at: int,
+    to: int,
+    m: int,
+    score: Floats,
+    before: Floats,
+    state: Longs,
+    pool: Pool,
+    total: Floats,
+    found: Found,
+) -> None:
+    """What extension ``m`` of the pool did, into place ``to``."""
+    parent, place = pool.parent[m], pool.place[m]
+    found.score[b, to] = total[m]
+    found.state[b, to] = state[b, parent]
+    found.parent[b, to] = parent
+    found.node[b, to], found.ended[b, to] = pool.node[m], pool.ended[m]
+    found.entered[b, to] = pool.node[m] >= 0 and state[b, parent, NODE] < 0
+    found.gain[b, to], found.lm_gain[b, to] = pool.gain[m], pool.lm_gain[m]
+    found.waited[b, to] = before[parent] - score[b, parent]
+    if place < 0:
+        found.token[b, to] = BLANK
+        found.extra[b, to] = 0.0
+    else:
+        found.token[b, to] = heard.tokens[b, at, place]
+        found.extra[b, to] = heard.extra[b, parent, at, place]
+
+
+@njit(cache=True)
+def _add(one: float, other: float) -> float:
+    """log(exp(one) + exp(other)) in float32."""
+    if other > one:
+        one, other = other, one
+    if other == -np.inf:
+        return np.float32(one)
+    return np.float32(one + np.log1p(np.exp(other - one)))
