@@ -39,7 +39,8 @@ class FrameSynchronous(Protocol):
         tokens: ``(B, T, k)`` candidate tokens of each frame, best first; k = V when nothing is left out.
         evidence: ``(B, T, k)`` how well each candidate fits its frame, whatever the hypothesis.
         lm_scale: weight of ``lm_logp``.
-        contexts: the store that the states are contexts of, for a class grammar to share; None without one.
+        contexts: the store of language model contexts that the states stand at, for a class grammar to share; None
+            without one.
         repeats: whether a hypothesis may stay by repeating its last label (CTC). The states then say whether the
             last frame was a blank, and ``close`` is called when one is taken.
         lookahead: most frames worth scoring at once; small where scoring a frame is dear.
@@ -71,6 +72,18 @@ class FrameSynchronous(Protocol):
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """States ``(M,)`` after each of ``tokens`` ``(M,)``."""
+        ...
+
+    def context(self, state: Tensor) -> Tensor:
+        """Rows of ``contexts`` that states ``(M,)`` stand at; not called where there are none."""
+        ...
+
+    def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+        """States ``(M,)`` after ``tokens``, with ``contexts`` ``(M,)`` as what the language model remembers.
+
+        A class grammar that shares the store says so what comes after a label: where it ended an entity, the
+        language model remembers its class tag. Not called where there are no contexts.
+        """
         ...
 
     def close(self, state: Tensor) -> Tensor:

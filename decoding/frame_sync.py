@@ -427,16 +427,24 @@ class BeamSearch:
     def _advance_both(
         self, grammar: ClassGrammar, state: Tensor, labels: Tensor, node: Tensor, ended: Tensor
     ) -> None:
-        """Advance model and history; contexts of one store are computed together."""
-        grows = (ended | (node < 0)).nonzero().squeeze(1)
-        written = torch.where(ended, grammar.tag_of(node), labels)[grows]
-        model, history = state[:, MODEL], state[grows, HISTORY]
-        if self._emitter.contexts is grammar.contexts:
-            after = grammar.advance(torch.cat((model, history)), torch.cat((labels, written)))
-            state[:, MODEL], state[grows, HISTORY] = after[: len(model)], after[len(model) :]
-        else:
-            state[:, MODEL] = self._emitter.advance(model, labels)
-            state[grows, HISTORY] = grammar.advance(history, written)
+        """Advance model and history.
+
+        Where they share a store, the model's language model remembers finished entities as their class too; inside
+        one, what was said of it so far.
+        """
+        emitter, model, history = self._emitter, state[:, MODEL], state[:, HISTORY]
+        grows = ended | (node < 0)
+        if emitter.contexts is grammar.contexts:
+            # Outside entities both remember the same; one context a hypothesis is new.
+            last = torch.where(ended, history, emitter.context(model))
+            after = grammar.advance(last, torch.where(ended, grammar.tag_of(node), labels))
+            state[:, MODEL] = emitter.join(model, labels, after)
+            state[:, HISTORY] = torch.where(grows, after, history)
+            return
+        state[:, MODEL] = emitter.advance(model, labels)
+        rows = grows.nonzero().squeeze(1)
+        written = torch.where(ended, grammar.tag_of(node), labels)[rows]
+        state[rows, HISTORY] = grammar.advance(history[rows], written)
 
     def _finish(self, beam: Beam) -> list[list[RawHypothesis]]:
         score = beam.score

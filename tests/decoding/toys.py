@@ -59,10 +59,10 @@ class ToyEmitter:
         self.with_lm = with_lm
 
     def start(self) -> Tensor:
-        return self.contexts.start(len(self.lengths))
+        return self.contexts.start(len(self.lengths)) * (self.num_tokens + 1) + self.num_tokens
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
-        last = self.contexts.origin(state)[1]  # -1, the empty context, is the table's last row
+        last = state % (self.num_tokens + 1)  # the table's last row is for none
         rows = torch.arange(len(state))[:, None, None]
         scores = self.table[rows, frames[:, None], last[..., None]].log_softmax(-1)
         return FrameScores(scores[..., -1], scores[..., :-1])
@@ -70,13 +70,20 @@ class ToyEmitter:
     def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor | None:
         if not self.with_lm:
             return None
-        return self.contexts.score(state, tokens.flatten(1)[:, None]).unflatten(-1, tokens.shape[1:])
+        context = self.context(state)
+        return self.contexts.score(context, tokens.flatten(1)[:, None]).unflatten(-1, tokens.shape[1:])
+
+    def context(self, state: Tensor) -> Tensor:
+        return state // (self.num_tokens + 1)
+
+    def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+        return contexts * (self.num_tokens + 1) + tokens
 
     def close(self, state: Tensor) -> Tensor:
         return state
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
-        return self.contexts.advance(state, tokens)
+        return self.join(state, tokens, self.contexts.advance(self.context(state), tokens))
 
     def alone(self, utterance: int) -> ToyEmitter:
         """The same model on one utterance of the batch."""
@@ -115,7 +122,7 @@ def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dic
 
 
 def context_of(emitter: ToyEmitter, labels: tuple[int, ...]) -> Tensor:
-    state = emitter.contexts.start(1)
+    state = emitter.start()[:1]
     for token in labels:
-        state = emitter.contexts.advance(state, torch.tensor([token]))
+        state = emitter.advance(state, torch.tensor([token]))
     return state[None]

@@ -55,6 +55,14 @@ class CTCEmitter:
     def lm_logp(self, state: Tensor, tokens: Tensor) -> None:
         """None: CTC has no language model."""
 
+    def context(self, state: Tensor) -> Tensor:
+        """There are no contexts."""
+        raise NotImplementedError
+
+    def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+        """There are no contexts."""
+        raise NotImplementedError
+
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
         return 2 * (tokens + 1) + 1

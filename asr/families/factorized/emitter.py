@@ -7,7 +7,11 @@ from torch import Tensor
 
 from asr.families.factorized.model import FactorizedTransducer
 from decoding.emitter import FrameScores
+from lm.errors import ConfigError
 from lm.language_model import ContextStore, Rows
+
+MOST_TAILS = 2**38
+"""Combinations of last surface tokens that leave room for the contexts of a search in an integer."""
 
 
 class FactorizedEmitter:
@@ -51,27 +55,36 @@ class FactorizedEmitter:
         self._predictor = model.blank_predictor
         self._output = model.blank_output
         self._expected = Rows((self.num_tokens,), torch.float32, encoded.device)  # exp(μ ℓ) by context
-        self._blank = Rows((self._frame.shape[-1],), torch.float32, encoded.device)  # g by context
+        # A state is a context of the vocabulary predictor, times this, plus the last surface tokens in digits: an
+        # entity may be a class tag in the context, but the blank predictor hears its words.
+        self._base = self.num_tokens + 1
+        self._tails = self._base**self._predictor.context
+        if self._tails > MOST_TAILS:
+            problem = f"blank_context {self._predictor.context} with {self.num_tokens} tokens"
+            raise ConfigError(problem, f"at most {MOST_TAILS:.0e} combinations", "use a smaller blank_context")
 
     def start(self) -> Tensor:
         """The empty context of each utterance ``(B,)``."""
-        return self.contexts.start(len(self.lengths))
+        return self.contexts.start(len(self.lengths)) * self._tails + self._tails - 1
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
         if len(self._expected.data) < len(self.contexts):
             self._follow()
         row = self._row[:, None]
-        hidden = torch.tanh(self._blank.data[state][:, :, None] + self._frame[row, frames][:, None])
+        context, tail = state // self._tails, state % self._tails
+        digits = [tail // self._base**place % self._base for place in range(self._predictor.context)]
+        blank_context = self._predictor.look_up(torch.stack(digits[::-1], dim=-1)).float()
+        hidden = torch.tanh(blank_context[:, :, None] + self._frame[row, frames][:, None])
         blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K, F)
-        total = torch.bmm(self._expected.data[state], self._heard[row, frames].transpose(1, 2))
+        total = torch.bmm(self._expected.data[context], self._heard[row, frames].transpose(1, 2))
         labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[row, frames][:, None]
         normaliser = torch.logaddexp(blank, labels)
         return FrameScores(blank - normaliser, self.evidence[row, frames][:, None] - normaliser.unsqueeze(-1))
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.lm_logp``."""
-        logp = self.contexts.score(state, tokens.flatten(1)[:, None])
+        logp = self.contexts.score(state // self._tails, tokens.flatten(1)[:, None])
         return logp.view(*state.shape, *tokens.shape[1:])
 
     def close(self, state: Tensor) -> Tensor:
@@ -80,15 +93,17 @@ class FactorizedEmitter:
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
-        return self.contexts.advance(state, tokens)
+        return self.join(state, tokens, self.contexts.advance(state // self._tails, tokens))
+
+    def context(self, state: Tensor) -> Tensor:
+        """See ``FrameSynchronous.context``."""
+        return state // self._tails
+
+    def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+        """See ``FrameSynchronous.join``."""
+        return contexts * self._tails + (state * self._base + tokens) % self._tails
 
     def _follow(self) -> None:
         """Compute this emitter's part of the contexts that were added since the last call."""
-        rows = torch.arange(len(self._expected.data), len(self.contexts), device=self._frame.device)
-        self._expected.append((self.lm_scale * self.contexts.score(rows)[:, : self.num_tokens]).exp())
-        last: list[Tensor] = []
-        for _ in range(self._predictor.context):
-            rows, token = self.contexts.origin(rows)
-            # Neither "no token" nor a class tag is a surface token.
-            last.insert(0, torch.where((token < 0) | (token > self.num_tokens), self.num_tokens, token))
-        self._blank.append(self._predictor.look_up(torch.stack(last, dim=-1)).float())
+        new = self.contexts.table[len(self._expected.data) :, : self.num_tokens]
+        self._expected.append((self.lm_scale * new).exp())

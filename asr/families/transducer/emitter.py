@@ -64,6 +64,14 @@ class TransducerEmitter:
     def lm_logp(self, state: Tensor, tokens: Tensor) -> None:
         """None: what a transducer knows of the language is not a part that could be taken out."""
 
+    def context(self, state: Tensor) -> Tensor:
+        """There are no contexts."""
+        raise NotImplementedError
+
+    def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+        """There are no contexts."""
+        raise NotImplementedError
+
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
         return self._histories.advance(state, tokens)
