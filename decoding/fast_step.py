@@ -32,7 +32,7 @@ class Frames(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a step did: ``skipped``, ``stopped`` ``(B,)``; the new ``beam``; then, ``(B, K')``, as in ``trace.Step``."""
+    """What a step did: ``skipped``, ``stopped`` ``(B,)``, the new ``beam``, and the rest as in ``trace.Step``."""
 
     skipped: Tensor
     stopped: Tensor
@@ -110,23 +110,17 @@ class FastStep:
         parts = torch.zeros((*shape, extra.shape[-1]))
         skipped, live = torch.zeros((2, shape[0]), dtype=torch.long)
         stopped = torch.zeros(shape[0], dtype=torch.bool)
-        (parent, token, node), (entered, ended) = longs.numpy(), bools.numpy()
-        score, gain, lm_gain, waited = floats.numpy()
         found = kernel.Found(
             skipped.numpy(),
             stopped.numpy(),
             live.numpy(),
-            score,
+            floats[0].numpy(),
             state.numpy(),
-            parent,
-            token,
-            node,
-            entered,
-            ended,
-            gain,
-            lm_gain,
+            *longs.numpy(),
+            *bools.numpy(),
+            *floats[1:3].numpy(),
             parts.numpy(),
-            waited,
+            floats[3].numpy(),
         )
         lists = kernel.Lists(*contexts, *self._tables)
         kernel.step(self._settings, lists, frames, _array(beam.score), _array(beam.state), found)
@@ -134,13 +128,19 @@ class FastStep:
         if size < self._width:  # what the threshold left is often much less
             longs, floats, bools = longs[..., :size], floats[..., :size], bools[..., :size]
             state, parts = state[:, :size].contiguous(), parts[:, :size]
+        beam = Beam(floats[0].contiguous(), state)
+        (parent, token, node), (entered, ended) = longs, bools
         return Taken(
             skipped,
             stopped,
-            Beam(floats[0].contiguous(), state),
-            *longs,
-            *bools,
-            *floats[1:3],
+            beam,
+            parent,
+            token,
+            node,
+            entered,
+            ended,
+            floats[1],
+            floats[2],
             parts,
             floats[3],
         )

@@ -460,9 +460,10 @@ class BeamSearch:
         names = [s.name for s in self._scorers]
         return self._trace.read(score, added, names, self._config.nbest, self._worth)
 
-    def _worth(self, node: int) -> float:
-        """What the length of its list cost the entity that ends at ``node``."""
-        return -self._emitter.lm_scale * self._grammar.graph.share_logp(node) if self._grammar else 0.0
+    def _worth(self, node: int, tokens: Sequence[int]) -> float:
+        """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
+        share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
+        return -self._emitter.lm_scale * share
 
 
 def _widths(beam: int, classes: bool, repeats: bool) -> tuple[int, int, int]:

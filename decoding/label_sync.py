@@ -366,9 +366,10 @@ class LabelBeamSearch:
             for found, places in zip(lists, frames, strict=True)
         ]
 
-    def _worth(self, node: int) -> float:
-        """What the length of its list cost the entity that ends at ``node``."""
-        return -self._config.class_weight * self._grammar.graph.share_logp(node) if self._grammar else 0.0
+    def _worth(self, node: int, tokens: Sequence[int]) -> float:
+        """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
+        share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
+        return -self._config.class_weight * share
 
 
 class _LengthBonus:

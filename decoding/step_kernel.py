@@ -1,4 +1,4 @@
-"""One search step in compiled loops, for a CPU: what `decoding.frame_sync` does in tensors, hypothesis by hypothesis.
+"""One search step in compiled loops, for a CPU: what `decoding.frame_sync` does in tensors, one by one.
 
 On a CPU a step in tensors is some two hundred operations on a few thousand numbers each, and what they cost is
 being called. Here the same arithmetic is one call, compiled by numba. The tensors remain the reference (and the
@@ -9,7 +9,7 @@ Nothing here is called but through `decoding.fast_step`, which also says what th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numba import njit
@@ -22,6 +22,7 @@ from decoding.trace import BLANK
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Real: TypeAlias = float | np.float32
 
 
 class Settings(NamedTuple):
@@ -90,9 +91,7 @@ class Found(NamedTuple):
 
 
 @njit(cache=True)
-def step(
-    settings: Settings, lists: Lists, heard: Heard, score: Floats, state: Longs, found: Found
-) -> None:
+def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: Longs, found: Found) -> None:
     """Pass quiet frames, and extend the hypotheses of every utterance at its first frame that is not quiet."""
     classed = lists.offset.shape[0] > 0
     beams, frames = heard.blank.shape[1], heard.blank.shape[2]
@@ -128,14 +127,16 @@ def step(
             if not fell[k] and before[k] > -np.inf:
                 _extensions(settings, lists, heard, b, at, stopped, state, before, k, tags, lm, pools)
         floor = pools[0 if pools[0].size[0] else 1].total[0] - settings.threshold
-        live = _settle(settings, lists, heard, b, at, floor, 0, settings.width, score, before, state, pools[0], found)
+        live = _settle(
+            settings, lists, heard, b, at, floor, 0, settings.width, score, before, state, pools[0], found
+        )
         found.live[b] = _settle(
             settings, lists, heard, b, at, floor, live, settings.inside, score, before, state, pools[1], found
         )
 
 
 @njit(cache=True)
-def _measure(score: Floats, state: Longs) -> float:
+def _measure(score: Floats, state: Longs) -> Real:
     """Score of the best hypothesis outside entities; of the best of all where there is none."""
     best, outside = score.max(), np.float32(-np.inf)
     for k in range(len(score)):
@@ -159,7 +160,7 @@ def _look(lists: Lists, b: int, state: Longs, tags: Floats, total: Floats, num_t
 
 
 @njit(cache=True)
-def _word_mass(lists: Lists, row: int, num_tokens: int) -> float:
+def _word_mass(lists: Lists, row: int, num_tokens: int) -> Real:
     """log P(a token that starts a word) after a context, computed when it is first asked for."""
     if np.isnan(lists.word_mass[row]):
         logits, top = lists.logits[row], np.float32(-np.inf)
@@ -171,7 +172,8 @@ def _word_mass(lists: Lists, row: int, num_tokens: int) -> float:
             if lists.starts_word[v]:
                 total += np.exp(logits[v] - top)
         lists.word_mass[row] = top + np.log(total) if total > 0 else -np.inf
-    return lists.word_mass[row]
+    mass: Real = lists.word_mass[row]
+    return mass
 
 
 @njit(cache=True)
@@ -246,7 +248,7 @@ def _new_pool(size: int) -> Pool:
 
 @njit(cache=True)
 def _insert(
-    pool: Pool, start: float, parent: int, place: int, node: int, ended: bool, lm: float, gain: float
+    pool: Pool, start: Real, parent: int, place: int, node: int, ended: bool, lm: Real, gain: Real
 ) -> None:
     """Put an extension in its place, if it is good enough for one."""
     total, size = np.float32(start + gain), pool.size[0]
@@ -255,7 +257,11 @@ def _insert(
     size = min(size + 1, len(pool.total))
     i = size - 1
     while i > 0 and pool.total[i - 1] < total:
-        pool.total[i], pool.parent[i], pool.place[i] = pool.total[i - 1], pool.parent[i - 1], pool.place[i - 1]
+        pool.total[i], pool.parent[i], pool.place[i] = (
+            pool.total[i - 1],
+            pool.parent[i - 1],
+            pool.place[i - 1],
+        )
         pool.node[i], pool.ended[i] = pool.node[i - 1], pool.ended[i - 1]
         pool.lm_gain[i], pool.gain[i] = pool.lm_gain[i - 1], pool.gain[i - 1]
         i -= 1
@@ -330,7 +336,7 @@ def _settle(
     heard: Heard,
     b: int,
     at: int,
-    floor: float,
+    floor: Real,
     live: int,
     width: int,
     score: Floats,
@@ -339,7 +345,7 @@ def _settle(
     pool: Pool,
     found: Found,
 ) -> int:
-    """Recombine a pool, and write the hypotheses that go on behind the ``live`` first, best first; the new ``live``."""
+    """Recombine a pool, and write what goes on of it behind the ``live`` first, best first; the new ``live``."""
     size = pool.size[0]
     while size and pool.total[size - 1] < floor:
         size -= 1
@@ -355,7 +361,9 @@ def _settle(
             surface[m] = (old[SURFACE] + token + 1) * SURFACE_HASH
             if classed:
                 if pool.ended[m]:
-                    path[m] = (path[m] + settings.num_tokens + lists.node_class[pool.node[m]] + 1) * HISTORY_HASH
+                    path[m] = (
+                        path[m] + settings.num_tokens + lists.node_class[pool.node[m]] + 1
+                    ) * HISTORY_HASH
                 elif pool.node[m] < 0:
                     path[m] = (path[m] + token + 1) * HISTORY_HASH
                 node[m] = EXITED if pool.ended[m] else pool.node[m]
@@ -373,7 +381,7 @@ def _settle(
             break
         if node[m] >= 0 and _count(found.state[b, :live, NODE], node[m]) == settings.same:
             continue
-        if node[m] < 0 and not _within(surface[m], seen, distinct):
+        if node[m] < 0 and not _count(seen[:distinct], surface[m]):
             if distinct == settings.beam:
                 continue
             seen[distinct] = surface[m]
@@ -391,14 +399,6 @@ def _count(values: Longs, value: int) -> int:
     for one in values:
         number += one == value
     return number
-
-
-@njit(cache=True)
-def _within(surface: int, seen: Longs, distinct: int) -> bool:
-    for i in range(distinct):
-        if seen[i] == surface:
-            return True
-    return False
 
 
 @njit(cache=True)
@@ -433,7 +433,7 @@ def _write(
 
 
 @njit(cache=True)
-def _add(one: float, other: float) -> float:
+def _add(one: Real, other: Real) -> Real:
     """log(exp(one) + exp(other)) in float32."""
     if other > one:
         one, other = other, one

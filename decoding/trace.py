@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 BLANK = -1
 """Token of a step that emits nothing."""
+
+Worth: TypeAlias = Callable[[int, Sequence[int]], float]
+"""Nats given back to an entity, by the node it ends at and its tokens."""
 
 
 class Step(NamedTuple):
@@ -68,7 +71,7 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
 
     def read(
-        self, score: Tensor, finish: Tensor, names: list[str], size: int, worth: Callable[[int], float]
+        self, score: Tensor, finish: Tensor, names: list[str], size: int, worth: Worth
     ) -> list[list[RawHypothesis]]:
         """The n-best lists.
 
@@ -81,7 +84,7 @@ class Trace:
             finish: ``(B, K, S)`` what the scorers added at the end.
             names: names of the scorers.
             size: hypotheses wanted for each utterance.
-            worth: what is given back to an entity that ends at a node.
+            worth: what is given back to an entity of some tokens that ends at a node.
         """
         columns = self._columns()
         finals, last = score.tolist(), finish.tolist()
@@ -144,7 +147,7 @@ class Trace:
         )
 
 
-def _merge(found: list[RawHypothesis], worth: Callable[[int], float]) -> list[RawHypothesis]:
+def _merge(found: list[RawHypothesis], worth: Worth) -> list[RawHypothesis]:
     groups: dict[tuple[int, ...], list[RawHypothesis]] = {}
     for hypothesis in found:
         groups.setdefault(hypothesis.tokens, []).append(hypothesis)
@@ -152,6 +155,9 @@ def _merge(found: list[RawHypothesis], worth: Callable[[int], float]) -> list[Ra
     for group in groups.values():
         top = group[0].score
         score = top + math.log(sum(math.exp(h.score - top) for h in group))
-        shown = max(group, key=lambda h: h.score + sum(worth(span.node) for span in h.spans))
+        shown = max(
+            group,
+            key=lambda h: h.score + sum(worth(s.node, h.tokens[s.start : s.end]) for s in h.spans),
+        )
         merged.append(replace(shown, score=score) if len(group) > 1 else shown)
     return sorted(merged, key=lambda h: -h.score)

@@ -8,6 +8,7 @@ the reference in tensors.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from numba import njit
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
+Real: TypeAlias = float | np.float32
 
 
 @njit(cache=True)
@@ -67,7 +69,7 @@ def attend(
 
 
 @njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _dot(one: Floats, other: Floats) -> float:
+def _dot(one: Floats, other: Floats) -> Real:
     total = np.float32(0.0)
     for i in range(len(one)):
         total += one[i] * other[i]
@@ -75,7 +77,7 @@ def _dot(one: Floats, other: Floats) -> float:
 
 
 @njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _add_scaled(to: Floats, what: Floats, share: float) -> None:
+def _add_scaled(to: Floats, what: Floats, share: Real) -> None:
     for i in range(len(to)):
         to[i] += share * what[i]
 

@@ -110,8 +110,8 @@ class Planted:
                 height = PEAK + 2.5 * float(torch.randn((), generator=self.generator).clamp(-1.0, 2.0))
                 row[frame, token] += height
                 rival = int(self._draw(VOCAB))
-                row[frame, rival] += height - 3.0 + 2.0 * float(
-                    torch.randn((), generator=self.generator).clamp_max(1.0)
+                row[frame, rival] += (
+                    height - 3.0 + 2.0 * float(torch.randn((), generator=self.generator).clamp_max(1.0))
                 )
                 for beside in (frame - 1, frame + 1):  # heard a little a frame early and late
                     row[beside, token] += height - 9.0 - 4.0 * float(torch.rand((), generator=self.generator))

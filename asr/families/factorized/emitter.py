@@ -58,21 +58,24 @@ class FactorizedEmitter:
         # A state is a context of the vocabulary predictor, times this, plus the last surface tokens in digits: an
         # entity may be a class tag in the context, but the blank predictor hears its words.
         self._base = self.num_tokens + 1
-        self._tails = self._base**self._predictor.context
+        self._tails: int = self._base**self._predictor.context
         if self._tails > MOST_TAILS:
             problem = f"blank_context {self._predictor.context} with {self.num_tokens} tokens"
-            raise ConfigError(problem, f"at most {MOST_TAILS:.0e} combinations", "use a smaller blank_context")
+            raise ConfigError(
+                problem, f"at most {MOST_TAILS:.0e} combinations", "use a smaller blank_context"
+            )
 
     def start(self) -> Tensor:
         """The empty context of each utterance ``(B,)``."""
-        return self.contexts.start(len(self.lengths)) * self._tails + self._tails - 1
+        state: Tensor = self.contexts.start(len(self.lengths)) * self._tails + self._tails - 1
+        return state
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
         if len(self._expected.data) < len(self.contexts):
             self._follow()
         row = self._row[:, None]
-        context, tail = state // self._tails, state % self._tails
+        context, tail = self.context(state), state % self._tails
         digits = [tail // self._base**place % self._base for place in range(self._predictor.context)]
         blank_context = self._predictor.look_up(torch.stack(digits[::-1], dim=-1)).float()
         hidden = torch.tanh(blank_context[:, :, None] + self._frame[row, frames][:, None])
@@ -84,7 +87,7 @@ class FactorizedEmitter:
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.lm_logp``."""
-        logp = self.contexts.score(state // self._tails, tokens.flatten(1)[:, None])
+        logp = self.contexts.score(self.context(state), tokens.flatten(1)[:, None])
         return logp.view(*state.shape, *tokens.shape[1:])
 
     def close(self, state: Tensor) -> Tensor:
@@ -93,15 +96,17 @@ class FactorizedEmitter:
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.advance``."""
-        return self.join(state, tokens, self.contexts.advance(state // self._tails, tokens))
+        return self.join(state, tokens, self.contexts.advance(self.context(state), tokens))
 
     def context(self, state: Tensor) -> Tensor:
         """See ``FrameSynchronous.context``."""
-        return state // self._tails
+        context: Tensor = state // self._tails
+        return context
 
     def join(self, state: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
         """See ``FrameSynchronous.join``."""
-        return contexts * self._tails + (state * self._base + tokens) % self._tails
+        after: Tensor = contexts * self._tails + (state % self._tails * self._base + tokens) % self._tails
+        return after
 
     def _follow(self) -> None:
         """Compute this emitter's part of the contexts that were added since the last call."""
