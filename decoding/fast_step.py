@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decoding.beam import Beam
 from decoding.class_status import ClassGrammar
+from decoding.pruning import Pruning
 from lm.language_model import Rows
 
 
@@ -52,10 +53,7 @@ class FastStep:
     """Takes the steps of one search, one symbol a frame.
 
     Args:
-        beam: distinct label sequences kept.
-        widths: hypotheses kept outside and inside entities, and at one place inside.
-        pool: extensions looked at before recombination.
-        threshold: in nats.
+        pruning: what is kept.
         lm_scale: weight of the language model.
         num_tokens: V.
         grammar: class transitions, after it has listened.
@@ -63,10 +61,7 @@ class FastStep:
 
     def __init__(
         self,
-        beam: int,
-        widths: tuple[int, int, int],
-        pool: int,
-        threshold: float,
+        pruning: Pruning,
         lm_scale: float,
         num_tokens: int,
         grammar: ClassGrammar | None,
@@ -74,8 +69,17 @@ class FastStep:
         from decoding import step_kernel  # compiles, or loads what it compiled before
 
         self._kernel: Any = step_kernel
-        self._width = widths[0] + widths[1]
-        self._settings = step_kernel.Settings(beam, *widths, pool, threshold, lm_scale, num_tokens)
+        self._width = pruning.outside + pruning.inside
+        self._settings = step_kernel.Settings(
+            pruning.beam,
+            pruning.outside,
+            pruning.inside,
+            pruning.same,
+            pruning.pool,
+            pruning.threshold,
+            lm_scale,
+            num_tokens,
+        )
         self._grammar = grammar
         tables = [_array(part) for part in grammar.tables()] if grammar else _no_tables()
         self._tables = tables

@@ -24,18 +24,15 @@ from decoding.beam import (
     SCORERS,
     SURFACE,
     Beam,
-    earlier,
     extend_path,
     extend_surface,
-    recombine,
-    repeats,
     state_key,
-    within_beam,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
 from decoding.fast_step import FastStep, Frames, Taken
+from decoding.pruning import Pruning
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, RawHypothesis, Step, Trace
 from lm.config import Config
@@ -98,13 +95,9 @@ class BeamSearch:
         self._scorers = scorers
         # Minus infinity must stay it under a scale of zero.
         self._lm_scale = max(emitter.lm_scale, 1e-12) if grammar else emitter.lm_scale
-        # Classes, and CTC, make several hypotheses of one surface; room for each twice.
-        self._several = grammar is not None or emitter.repeats
-        self._widths = _widths(config.beam, grammar is not None, emitter.repeats)
-        # Extensions looked at before recombination: the same number with and without classes, so that an
-        # utterance without lists gives the same whatever shares its batch.
-        self._pool = 4 * config.beam
-        self._before = earlier(self._pool, emitter.lengths.device)
+        self._pruning = Pruning(
+            config.beam, config.threshold, grammar is not None, emitter.repeats, emitter.lengths.device
+        )
         self._ahead = emitter.lookahead
         self._trace = Trace()
         utterances = len(emitter.lengths)
@@ -127,15 +120,7 @@ class BeamSearch:
         emitter, config = self._emitter, self._config
         if reference or emitter.repeats or config.max_symbols_per_frame > 1 or emitter.lengths.is_cuda:
             return None
-        return FastStep(
-            config.beam,
-            self._widths,
-            self._pool,
-            config.threshold,
-            self._lm_scale,
-            emitter.num_tokens,
-            self._grammar,
-        )
+        return FastStep(self._pruning, self._lm_scale, emitter.num_tokens, self._grammar)
 
     def _first(self, utterances: int) -> Beam:
         state = self._emitter.start()
@@ -220,7 +205,7 @@ class BeamSearch:
             blank[..., 0].masked_fill_(done, 0.0)
             best[..., 0].masked_fill_(done, -torch.inf)
         after = beam.score.unsqueeze(-1) + blank.cumsum(-1)
-        floor = self._floor(after.transpose(1, 2), (beam.state[..., NODE] >= 0)[:, None])  # (B, F)
+        floor = self._pruning.floor(after.transpose(1, 2), (beam.state[..., NODE] >= 0)[:, None])  # (B, F)
         stops = ((after - blank + best).amax(1) >= floor) & view.heard.inside
         stopped = stops.any(-1)
         last = (lengths - self._at).clamp(0, self._ahead)
@@ -246,7 +231,7 @@ class BeamSearch:
         found, extra = self._candidates(beam, view, column, stopped)
         total = beam.score.unsqueeze(-1) + found.gain
         width = total.shape[-1]
-        score, index, sizes = self._best(total.flatten(1), self._inside(found, beam))
+        score, index, sizes = self._pruning.best(total.flatten(1), self._inside(found, beam))
         parent = index // width
         place = index - parent * width
         token = found.token.gather(1, place)
@@ -259,7 +244,7 @@ class BeamSearch:
             said = self._emitter.advance(model, token.clamp_min(0))
             model = torch.where(closes, self._emitter.close(model), model)
             state[..., MODEL] = torch.where(token == BLANK, model, said)
-        score, kept = self._keep(score, state, sizes)
+        score, kept = self._pruning.keep(score, self._key(state), state, sizes)
         new = Beam(score, state)
         new.state = new.select(kept)
         parent, token, index, place, node, ended = (
@@ -358,51 +343,6 @@ class BeamSearch:
         stays = (found.token == BLANK)[:, None]
         return torch.where(stays, (beam.state[..., NODE] >= 0).unsqueeze(-1), inside).flatten(1)
 
-    def _floor(self, score: Tensor, inside: Tensor | None) -> Tensor:
-        """Least score of what is kept, from ``score`` ``(..., M)``.
-
-        The measure is the best hypothesis outside entities: one that is inside has not yet shown that it will
-        ever get out, and must not drop those that carry on if it does not.
-        """
-        if inside is None:
-            return score.amax(-1) - self._config.threshold
-        best = score.masked_fill(inside, -torch.inf).amax(-1)
-        return torch.where(best.isneginf(), score.amax(-1), best) - self._config.threshold
-
-    def _best(self, total: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
-        """Scores and places of the best extensions: those outside entities, then those inside; how many each."""
-        size = min(self._pool, total.shape[1])
-        score, index = (total if inside is None else total.masked_fill(inside, -torch.inf)).topk(size, dim=-1)
-        sizes = [size]
-        if inside is not None:
-            sizes.append(min(self._pool // 2, total.shape[1]))
-            more, there = total.masked_fill(~inside, -torch.inf).topk(sizes[1], dim=-1)
-            score, index = torch.cat((score, more), dim=-1), torch.cat((index, there), dim=-1)
-        floor = self._floor(total, inside)
-        return score.masked_fill(score < floor.unsqueeze(-1), -torch.inf), index, sizes
-
-    def _keep(self, score: Tensor, state: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Recombine; scores and places of the hypotheses that go on, best first."""
-        key, surface, first = self._key(state), state[..., SURFACE], 0
-        scores, places = [], []
-        for size, width in zip(sizes, self._widths[:2], strict=False):
-            part = slice(first, first + size)
-            new = recombine(score[:, part], key[:, part], self._before[:size, :size])
-            new, order = new.sort(dim=-1, descending=True, stable=True)
-            if first:
-                again = repeats(state[:, part, NODE].gather(1, order))
-                new = new.masked_fill(again >= self._widths[2], -torch.inf)
-            elif self._several:
-                within = within_beam(surface[:, part].gather(1, order), self._config.beam)
-                new = new.masked_fill(~within, -torch.inf)
-            new, place = new.topk(min(width, size), dim=-1)
-            scores.append(new)
-            places.append(first + order.gather(1, place))
-            first += size
-        score, order = torch.cat(scores, dim=-1).sort(dim=-1, descending=True, stable=True)
-        live = max(1, int((~score.isneginf()).sum(-1).max()))  # what the threshold left is often much less
-        return score[:, :live], torch.cat(places, dim=-1).gather(1, order[:, :live])
-
     def _chosen(self, extra: Tensor | None, parent: Tensor, place: Tensor, token: Tensor) -> Tensor:
         """The scorers' parts of the labels taken, ``(B, K, S)``."""
         if extra is None:
@@ -464,18 +404,6 @@ class BeamSearch:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
         return -self._emitter.lm_scale * share
-
-
-def _widths(beam: int, classes: bool, repeats: bool) -> tuple[int, int, int]:
-    """Hypotheses kept outside entities, inside them, and at one place inside.
-
-    Classes, and CTC, make several hypotheses of one surface. Those inside have places of their own, so that
-    neither side can crowd out the other; and few at one place, or the ways that lead to it take all of them.
-    """
-    outside = 2 * beam if repeats else beam
-    if not classes:
-        return outside, 0, 0
-    return max(outside, beam + max(1, beam // 4)), max(1, beam // 2), max(1, beam // 4)
 
 
 def _lookahead(skipped: Tensor, most: int) -> int:

@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/search.py
 
-A factorized transducer with random weights; its acoustic scores are planted so that about 45 tokens are heard in
-each utterance of 250 frames (40 ms each), every one with a strong rival. Single thread; the variants take turns,
-and ratios are medians over turns. Exit status 1 if a bar is missed or an answer differs.
-The planted sharpness follows what was measured on dev utterances of an AN4 model: in frames of blank the best
-label is 8 to 10 nats behind (a third to half within 8); a label that is said is 3.5 ahead, its rival 5 behind.
+A factorized transducer whose vocabulary predictor is trained, for a few seconds, on made-up text in which a cue
+announces an entry of each of four classes. Its acoustic scores are planted: about 45 tokens are heard in each
+utterance of 250 frames (40 ms each), every one with a strong rival, and a little a frame early and late. Single
+thread; the variants take turns, and ratios are medians over turns. Exit status 1 if a bar is missed or an answer
+differs. The planted sharpness follows what was measured on dev utterances of an AN4 model: in frames of blank the
+best label is 8 to 10 nats behind; a label that is said is 3.5 ahead, its rival 5 behind.
 Bars:
 
     beam 8 takes at most 2 x greedy; four classes of 1,000 entries add at most 20 %;
-    beam 1 finds what greedy finds; the entries, which are planted too, are found as entities.
+    beam 1 finds what greedy finds; of the entries planted, nine in ten are found as entities.
 """
 
 from __future__ import annotations
