@@ -71,7 +71,7 @@ class BeamSearch:
         emitter: the model.
         config: settings.
         grammar: class transitions; they replace the emitter's own language model.
-        scorers: further knowledge sources.
+        scorers: further knowledge sources; one of weight 0 is left out.
         reference: take every step in tensors, also on a CPU.
     """
 
@@ -92,7 +92,7 @@ class BeamSearch:
         self._emitter = emitter
         self._config = config
         self._grammar = grammar
-        self._scorers = scorers
+        self._scorers = [s for s in scorers if s.weight]
         # Minus infinity must stay it under a scale of zero.
         self._lm_scale = max(emitter.lm_scale, 1e-12) if grammar else emitter.lm_scale
         self._pruning = Pruning(

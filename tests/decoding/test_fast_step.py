@@ -92,3 +92,11 @@ def test_what_follows_an_entity_is_predicted_from_its_class(reference: bool) -> 
     assert (2, VOCAB) in met  # the last word of the entity, remembered as class 0
     assert {token for token, last in met if last == VOCAB} == {2}
     assert all(last in (token, VOCAB) for token, last in met)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_scorer_of_weight_zero_is_absent_even_if_it_forbids_everything(reference: bool) -> None:
+    emitter = ToyEmitter([6, 4], BigramLM(VOCAB, CLASSES, seed=1), seed=1)
+    nothing = TableScorer("nothing", 0.0, seed=1, forbid=1.0)
+    with_it = BeamSearch(emitter, BeamConfig(), scorers=[nothing], reference=reference).run()
+    assert with_it == BeamSearch(emitter, BeamConfig(), reference=reference).run()
