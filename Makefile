@@ -28,6 +28,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torchaudio,contacts,dev]'
+	@echo 'compiling the search for this machine, once'
+	OMP_NUM_THREADS=1 $(BIN)/python -m decoding.compile
 	touch $(STAMP)
 
 clean:

@@ -291,7 +291,10 @@ def load_recognizer(model: Path, device: str) -> Recognizer:
         given = f"--device {device!r} ({reason})"
         raise ConfigError(given, "a device of this machine such as cpu or cuda", "use --device cpu") from None
     from asr.recognizer import Recognizer
+    from decoding.compile import is_compiled
 
+    if device == "cpu" and not is_compiled():
+        say("compiling the search for this machine, once; this takes half a minute")
     return Recognizer.load(model, device)
 
 
