@@ -154,7 +154,7 @@ class ClassGrammar:
         logp = graph.root_logp[:, :, None].expand(-1, -1, frames, -1).gather(-1, at)  # (B, C, T, k)
         node = graph.root_target[:, :, None].expand(-1, -1, frames, -1).gather(-1, at)
         likely = (logp + evidence[:, None]).transpose(1, 2).flatten(2)  # (B, T, C k)
-        best = likely.topk(min(self._width, likely.shape[-1]), dim=-1).indices
+        best = likely.topk(min(self._width, likely.shape[-1]), dim=-1, sorted=False).indices
         node = node.transpose(1, 2).flatten(2).gather(-1, best)
         on, end = self._split(node, logp.transpose(1, 2).flatten(2).gather(-1, best))
         parts = [on, end] if bool((end > -torch.inf).any()) else [on]

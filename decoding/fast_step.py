@@ -105,48 +105,35 @@ class FastStep:
             self._no_lm if heard.lm is None else _array(heard.lm),
             _array(extra),
         )
-        shape = (len(beam.score), self._width)
-        state = torch.zeros((*shape, beam.state.shape[-1]), dtype=torch.long)
-        longs = torch.zeros((3, *shape), dtype=torch.long)
-        floats = torch.zeros((4, *shape))
-        floats[0] = -torch.inf
-        bools = torch.zeros((2, *shape), dtype=torch.bool)
-        parts = torch.zeros((*shape, extra.shape[-1]))
-        skipped, live = torch.zeros((2, shape[0]), dtype=torch.long)
-        stopped = torch.zeros(shape[0], dtype=torch.bool)
+        batch, shape = len(beam.score), (len(beam.score), self._width)
+        state = np.zeros((*shape, beam.state.shape[-1]), np.int64)
+        longs, bools = np.zeros((3, *shape), np.int64), np.zeros((2, *shape), np.bool_)
+        floats, parts = np.zeros((4, *shape), np.float32), np.zeros((*shape, extra.shape[-1]), np.float32)
+        floats[0] = -np.inf
+        skipped, live = np.zeros((2, batch), np.int64)
+        stopped = np.zeros(batch, np.bool_)
         found = kernel.Found(
-            skipped.numpy(),
-            stopped.numpy(),
-            live.numpy(),
-            floats[0].numpy(),
-            state.numpy(),
-            *longs.numpy(),
-            *bools.numpy(),
-            *floats[1:3].numpy(),
-            parts.numpy(),
-            floats[3].numpy(),
+            skipped, stopped, live, floats[0], state, *longs, *bools, *floats[1:3], parts, floats[3]
         )
         lists = kernel.Lists(*contexts, *self._tables)
         kernel.step(self._settings, lists, frames, _array(beam.score), _array(beam.state), found)
-        size = max(1, int(live.max()))
-        if size < self._width:  # what the threshold left is often much less
-            longs, floats, bools = longs[..., :size], floats[..., :size], bools[..., :size]
-            state, parts = state[:, :size].contiguous(), parts[:, :size]
-        beam = Beam(floats[0].contiguous(), state)
-        (parent, token, node), (entered, ended) = longs, bools
+        size = max(1, int(live.max()))  # what the threshold left is often much less
+        score = torch.from_numpy(floats[0, :, :size]).contiguous()
+        (parent, token, node), (entered, ended) = (torch.from_numpy(x[..., :size]) for x in (longs, bools))
+        gain, lm_gain, waited = torch.from_numpy(floats[1:, :, :size])
         return Taken(
-            skipped,
-            stopped,
-            beam,
+            torch.from_numpy(skipped),
+            torch.from_numpy(stopped),
+            Beam(score, torch.from_numpy(state[:, :size]).contiguous()),
             parent,
             token,
             node,
             entered,
             ended,
-            floats[1],
-            floats[2],
-            parts,
-            floats[3],
+            gain,
+            lm_gain,
+            torch.from_numpy(parts[:, :size]),
+            waited,
         )
 
 

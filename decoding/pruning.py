@@ -20,14 +20,14 @@ class Pruning:
 
     Args:
         beam: distinct label sequences kept outside entities.
-        threshold: in nats behind the best outside entities.
+        threshold: in nats behind the best outside entities; inside, also behind the best there.
         classes: whether there are entity lists.
         doubled: whether a label sequence has two hypotheses, as in CTC.
         device: where the search runs.
 
     Attributes:
-        pool: extensions looked at before recombination: as many outside entities with classes as without, so that
-            an utterance without lists gives the same whatever shares its batch; half as many inside.
+        pool: extensions looked at before recombination, outside entities and again inside: as many with classes
+            as without, so that an utterance without lists gives the same whatever shares its batch.
         outside: hypotheses kept outside entities: classes, and CTC, make several of one label sequence.
         inside: hypotheses kept inside entities.
         same: hypotheses kept at one place in the lists, or the ways that lead to one would take all places.
@@ -40,8 +40,8 @@ class Pruning:
         self.threshold = threshold
         self.pool = 4 * beam
         self.outside = 2 * beam if doubled else beam + max(1, beam // 4) if classes else beam
-        self.inside = max(1, beam // 2) if classes else 0
-        self.same = max(1, beam // 4)
+        self.inside = beam if classes else 0
+        self.same = max(1, beam // 2)
         self._several = classes or doubled
         self._before = earlier(self.pool, device)
 
@@ -58,11 +58,13 @@ class Pruning:
         score, index = (total if inside is None else total.masked_fill(inside, -torch.inf)).topk(size, dim=-1)
         sizes = [size]
         if inside is not None:
-            sizes.append(min(self.pool // 2, total.shape[1]))
-            more, there = total.masked_fill(~inside, -torch.inf).topk(sizes[1], dim=-1)
+            sizes.append(size)
+            more, there = total.masked_fill(~inside, -torch.inf).topk(size, dim=-1)
             score, index = torch.cat((score, more), dim=-1), torch.cat((index, there), dim=-1)
-        floor = self.floor(total, inside)
-        return score.masked_fill(score < floor.unsqueeze(-1), -torch.inf), index, sizes
+        floor = self.floor(total, inside).unsqueeze(-1).expand_as(score).clone()
+        if inside is not None:
+            floor[:, size:] = floor[:, size:].maximum(score[:, size : size + 1] - self.threshold)
+        return score.masked_fill(score < floor, -torch.inf), index, sizes
 
     def keep(self, score: Tensor, key: Tensor, state: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Recombine what `best` gave by ``key`` ``(B, M)``; scores and places of what goes on, best first."""

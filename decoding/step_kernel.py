@@ -101,20 +101,19 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
     before = np.empty(beams, np.float32)
     fell = np.empty(beams, np.bool_)
     lm = np.empty((beams, choices), np.float32)
-    pools = (_new_pool(settings.pool), _new_pool(settings.pool // 2))
+    pools = (_new_pool(settings.pool), _new_pool(settings.pool))
     for b in range(len(score)):
         if classed:
             _look(lists, b, state[b], tags, total, settings.num_tokens)
         before[:] = score[b]
         fell[:] = False
-        stopped, at = False, 0
+        stopped, at, floor = False, 0, np.float32(-np.inf)
         while at < min(frames, heard.inside[b]):
-            _normal(settings, lists, heard, b, at, state[b], total, lm)
-            best = _bound(settings, lists, heard, b, at, state[b], tags, lm)
             after = before + heard.blank[b, :, at]
             floor = _measure(after, state[b]) - settings.threshold
-            if (before + best).max() >= floor:
+            if _stops(settings, lists, heard, b, at, floor, state[b], before, tags, total):
                 stopped = True
+                _normal(settings, lists, heard, b, at, state[b], total, lm)
                 break
             for k in range(beams):
                 fell[k] |= after[k] < floor
@@ -123,9 +122,11 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
         found.skipped[b], found.stopped[b] = at, stopped
         for pool in pools:
             pool.size[0] = 0
+        # A blank is an extension as well: what falls behind the best of them need not be looked at.
+        least = floor if stopped else np.float32(-np.inf)
         for k in range(beams):
             if not fell[k] and before[k] > -np.inf:
-                _extensions(settings, lists, heard, b, at, stopped, state, before, k, tags, lm, pools)
+                _extensions(settings, lists, heard, b, at, stopped, state, before, k, tags, lm, least, pools)
         floor = pools[0 if pools[0].size[0] else 1].total[0] - settings.threshold
         live = _settle(
             settings, lists, heard, b, at, floor, 0, settings.width, score, before, state, pools[0], found
@@ -199,24 +200,45 @@ def _normal(
 
 
 @njit(cache=True)
-def _bound(
-    settings: Settings, lists: Lists, heard: Heard, b: int, at: int, state: Longs, tags: Floats, lm: Floats
-) -> Floats:
-    """At least the best score ``(K,)`` of any label at a frame."""
-    best = np.full(len(state), -np.inf, np.float32)
+def _stops(
+    settings: Settings,
+    lists: Lists,
+    heard: Heard,
+    b: int,
+    at: int,
+    floor: Real,
+    state: Longs,
+    before: Floats,
+    tags: Floats,
+    total: Floats,
+) -> bool:
+    """Whether any label of any hypothesis might come to ``floor`` at a frame."""
     classed = lists.offset.shape[0] > 0
     for k in range(len(state)):
-        label = heard.label[b, k, at]
-        if classed and state[k, NODE] >= 0:
-            best[k] = label.max()
-            continue
+        label, row = heard.label[b, k, at], state[k, HISTORY]
+        inside = classed and state[k, NODE] >= 0
+        tag = settings.lm_scale * tags[k].max() if classed else np.float32(0.0)
         for i in range(len(label)):
-            best[k] = max(best[k], label[i] + lm[k, i])
-        if classed:
-            tag, reach = tags[k].max(), lists.reach[b, heard.frames[b, at]]
-            for i in range(len(label)):
-                best[k] = max(best[k], label[i] + settings.lm_scale * (reach[i] + tag))
-    return best
+            score = before[k] + label[i]
+            if score < floor:  # a language model adds nothing above 0
+                continue
+            if inside:
+                arc = _arc(lists.key, state[k, NODE] * settings.num_tokens + heard.tokens[b, at, i])
+                if arc >= 0 and score + settings.lm_scale * lists.arc_logp[arc] >= floor:
+                    return True
+                continue
+            if not classed:
+                if heard.lm.shape[0] == 0 or score + heard.lm[b, k, at, i] >= floor:
+                    return True
+                continue
+            if score + settings.lm_scale * lists.reach[b, heard.frames[b, at], i] + tag >= floor:
+                return True
+            token = heard.tokens[b, at, i]
+            if state[k, NODE] == EXITED and not lists.starts_word[token]:
+                continue
+            if score + settings.lm_scale * (lists.logits[row, token] - total[k]) >= floor:
+                return True
+    return False
 
 
 class Pool(NamedTuple):
@@ -283,6 +305,7 @@ def _extensions(
     k: int,
     tags: Floats,
     lm: Floats,
+    least: Real,
     pools: tuple[Pool, Pool],
 ) -> None:
     """All extensions of hypothesis ``k``, into the pools: that of those outside entities, and that inside."""
@@ -296,17 +319,21 @@ def _extensions(
     classed = lists.offset.shape[0] > 0
     if not classed or node < 0:
         for i in range(len(label)):
-            _insert(outside, start, k, i, NORMAL, False, lm[k, i], label[i] + lm[k, i])
+            if start + label[i] + lm[k, i] >= least:
+                _insert(outside, start, k, i, NORMAL, False, lm[k, i], label[i] + lm[k, i])
         if not classed:
             return
         frame = heard.frames[b, at]
         for e in range(lists.entry_class.shape[2]):
             part = scale * (tags[k, lists.entry_class[b, frame, e]] + lists.entry_logp[b, frame, e])
             i, ends = lists.entry_place[b, frame, e], lists.entry_ends[e]
-            into = outside if ends else inside
-            _insert(into, start, k, i, lists.entry_node[b, frame, e], ends, part, label[i] + part)
+            if start + label[i] + part >= least:
+                into = outside if ends else inside
+                _insert(into, start, k, i, lists.entry_node[b, frame, e], ends, part, label[i] + part)
         return
     for i in range(len(label)):
+        if start + label[i] < least:
+            continue
         arc = _arc(lists.key, node * settings.num_tokens + tokens[i])
         if arc >= 0:
             child, logp = lists.target[arc], lists.arc_logp[arc]
@@ -347,6 +374,8 @@ def _settle(
 ) -> int:
     """Recombine a pool, and write what goes on of it behind the ``live`` first, best first; the new ``live``."""
     size = pool.size[0]
+    if size:
+        floor = max(floor, pool.total[0] - settings.threshold)
     while size and pool.total[size - 1] < floor:
         size -= 1
     total = pool.total[:size].copy()
@@ -373,7 +402,7 @@ def _settle(
                 total[first] = _add(total[first], total[m])
                 total[m] = -np.inf
                 break
-    order = np.argsort(-total, kind="mergesort")
+    order = _order(total)
     distinct, last = 0, live + width
     seen = np.empty(size, np.int64)
     for m in order:
@@ -391,6 +420,19 @@ def _settle(
         new[SURFACE], new[PATH], new[NODE] = surface[m], path[m], node[m]
         live += 1
     return live
+
+
+@njit(cache=True)
+def _order(total: Floats) -> Longs:
+    """Places in descending order; what is in order but for a few is sorted in one go."""
+    order = np.arange(len(total))
+    for m in range(1, len(total)):
+        place, i = order[m], m
+        while i > 0 and total[order[i - 1]] < total[place]:
+            order[i] = order[i - 1]
+            i -= 1
+        order[i] = place
+    return order
 
 
 @njit(cache=True)

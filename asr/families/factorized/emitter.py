@@ -80,10 +80,23 @@ class FactorizedEmitter:
         blank_context = self._predictor.look_up(torch.stack(digits[::-1], dim=-1)).float()
         hidden = torch.tanh(blank_context[:, :, None] + self._frame[row, frames][:, None])
         blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K, F)
-        total = torch.bmm(self._expected.data[context], self._heard[row, frames].transpose(1, 2))
+        total = self._expectations(context, frames)
         labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[row, frames][:, None]
         normaliser = torch.logaddexp(blank, labels)
         return FrameScores(blank - normaliser, self.evidence[row, frames][:, None] - normaliser.unsqueeze(-1))
+
+    def _expectations(self, context: Tensor, frames: Tensor) -> Tensor:
+        """Σ_v exp(a_t[v] - A_t) · exp(μ ℓ_u[v]), ``(B, K, F)``."""
+        if context.device.type != "cpu":
+            return torch.bmm(
+                self._expected.data[context], self._heard[self._row[:, None], frames].transpose(1, 2)
+            )
+        from asr.families.factorized.kernel import expectations
+
+        total = torch.empty((*context.shape, frames.shape[1]))
+        tables = (self._expected.data.numpy(), context.contiguous().numpy(), self._heard.contiguous().numpy())
+        expectations(*tables, frames.contiguous().numpy(), total.numpy())
+        return total
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> Tensor:
         """See ``FrameSynchronous.lm_logp``."""
