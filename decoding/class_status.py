@@ -71,21 +71,18 @@ class ClassTables(NamedTuple):
     Attributes:
         starts_word: ``(V,)``.
         offset: ``(B, C)`` nats added to each tag's log odds, -inf for a class without entries.
-        reach: ``(B, T, k)`` best log P of any class's root for each candidate token.
-        entry_class: ``(B, T, E)`` arcs into entities; and their ``entry_place``, ``entry_node``, ``entry_logp``.
-        entry_ends: ``(E,)``.
+        root_logp: ``(B, C, V)`` log P(v | root of the class), -inf where no entry starts with v; and
+            ``root_target``, the node reached.
+        reach: ``(B, V)`` the best of any class.
         key: ``(arcs,)`` node * V + token, rising; ``target`` and ``arc_logp`` likewise.
         end_logp: ``(nodes,)``; ``on_logp`` and ``node_class`` likewise.
     """
 
     starts_word: Tensor
     offset: Tensor
+    root_logp: Tensor
+    root_target: Tensor
     reach: Tensor
-    entry_class: Tensor
-    entry_place: Tensor
-    entry_node: Tensor
-    entry_logp: Tensor
-    entry_ends: Tensor
     key: Tensor
     target: Tensor
     arc_logp: Tensor
@@ -172,16 +169,13 @@ class ClassGrammar:
 
     def tables(self) -> ClassTables:
         """The grammar in flat tensors, for a step that is taken hypothesis by hypothesis."""
-        graph, entries = self.graph, self._entries
+        graph = self.graph
         return ClassTables(
             self._starts_word,
             self._offset[:, 0],
-            self._reach,
-            entries.class_index,
-            entries.place,
-            entries.node,
-            entries.logp,
-            entries.ends,
+            graph.root_logp,
+            graph.root_target,
+            graph.root_logp.masked_fill(~graph.active[..., None], -torch.inf).amax(1),
             *graph.arcs(),
             graph.end_logp,
             graph.on_logp,

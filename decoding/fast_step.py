@@ -56,7 +56,7 @@ class FastStep:
         pruning: what is kept.
         lm_scale: weight of the language model.
         num_tokens: V.
-        grammar: class transitions, after it has listened.
+        grammar: class transitions.
     """
 
     def __init__(
@@ -144,10 +144,7 @@ def _array(tensor: Tensor) -> Any:
 
 def _no_tables() -> list[Any]:
     """Empty tables of the right types, for searches without lists."""
-    nothing = np.zeros(0, np.float32)
-    index = np.zeros(0, np.int64)
-    cube = np.zeros((0, 0, 0), np.int64)
-    wide = np.zeros((0, 0, 0), np.float32)
-    flags = np.zeros(0, np.bool_)
-    flat = np.zeros((0, 0), np.float32)
-    return [flags, flat, wide, cube, cube, cube, wide, flags, index, index, nothing, nothing, nothing, index]
+    nothing, index = np.zeros(0, np.float32), np.zeros(0, np.int64)
+    flat, flags = np.zeros((0, 0), np.float32), np.zeros(0, np.bool_)
+    wide, cube = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.int64)
+    return [flags, flat, wide, cube, flat, index, index, nothing, nothing, nothing, index]

@@ -104,8 +104,8 @@ class BeamSearch:
         self._row = torch.arange(utterances, device=emitter.lengths.device)
         self._at = torch.zeros_like(self._row)  # frame of each utterance
         self._symbols = torch.zeros_like(self._row)  # label steps taken in it
-        self._beam = self._first(utterances)
         self._fast = self._fast_step(reference)
+        self._beam = self._first(utterances)
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
@@ -128,7 +128,8 @@ class BeamSearch:
         columns[MODEL] = state
         columns[NODE] = torch.full_like(state, NORMAL)
         if self._grammar:
-            self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
+            if self._fast is None:
+                self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
             columns[HISTORY], columns[NODE] = self._grammar.start(utterances)
         return Beam(torch.zeros(utterances, 1, device=state.device), torch.stack(columns, dim=-1)[:, None])
 

@@ -57,12 +57,9 @@ class Lists(NamedTuple):
     word_mass: Floats  # (rows,) log P(a token that starts a word); NaN where not yet computed
     starts_word: Bools  # (V,)
     offset: Floats  # (B, C)
-    reach: Floats  # (B, T, k)
-    entry_class: Longs  # (B, T, E)
-    entry_place: Longs
-    entry_node: Longs
-    entry_logp: Floats
-    entry_ends: Bools  # (E,)
+    root_logp: Floats  # (B, C, V)
+    root_target: Longs
+    reach: Floats  # (B, V)
     key: Longs  # (arcs,)
     target: Longs
     arc_logp: Floats
@@ -231,9 +228,9 @@ def _stops(
                 if heard.lm.shape[0] == 0 or score + heard.lm[b, k, at, i] >= floor:
                     return True
                 continue
-            if score + settings.lm_scale * lists.reach[b, heard.frames[b, at], i] + tag >= floor:
-                return True
             token = heard.tokens[b, at, i]
+            if score + settings.lm_scale * lists.reach[b, token] + tag >= floor:
+                return True
             if state[k, NODE] == EXITED and not lists.starts_word[token]:
                 continue
             if score + settings.lm_scale * (lists.logits[row, token] - total[k]) >= floor:
@@ -319,17 +316,19 @@ def _extensions(
     classed = lists.offset.shape[0] > 0
     if not classed or node < 0:
         for i in range(len(label)):
+            if start + label[i] < least:
+                continue
             if start + label[i] + lm[k, i] >= least:
                 _insert(outside, start, k, i, NORMAL, False, lm[k, i], label[i] + lm[k, i])
-        if not classed:
-            return
-        frame = heard.frames[b, at]
-        for e in range(lists.entry_class.shape[2]):
-            part = scale * (tags[k, lists.entry_class[b, frame, e]] + lists.entry_logp[b, frame, e])
-            i, ends = lists.entry_place[b, frame, e], lists.entry_ends[e]
-            if start + label[i] + part >= least:
-                into = outside if ends else inside
-                _insert(into, start, k, i, lists.entry_node[b, frame, e], ends, part, label[i] + part)
+            for c in range(tags.shape[1]):
+                target = lists.root_target[b, c, tokens[i]]
+                if target < 0:
+                    continue
+                logp = tags[k, c] + lists.root_logp[b, c, tokens[i]]
+                part = scale * (logp + lists.on_logp[target])
+                _insert(inside, start, k, i, target, False, part, label[i] + part)
+                part = scale * (logp + lists.end_logp[target])
+                _insert(outside, start, k, i, target, True, part, label[i] + part)
         return
     for i in range(len(label)):
         if start + label[i] < least:
