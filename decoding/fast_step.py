@@ -94,15 +94,15 @@ class FastStep:
         if grammar is not None:
             self._word_mass.grow(len(grammar.contexts) - len(self._word_mass.data))
             contexts = (grammar.contexts.table.numpy(), self._word_mass.data.numpy())
-        label = heard.label
-        extra = label.new_zeros((*label.shape, 0)) if heard.extra is None else heard.extra
+        label = heard.label.float()
+        extra = label.new_zeros((*label.shape, 0)) if heard.extra is None else heard.extra.float()
         frames = kernel.Heard(
             _array(heard.inside.sum(-1)),
             _array(heard.frames),
             _array(heard.tokens),
-            _array(heard.blank),
+            _array(heard.blank.float()),
             _array(label),
-            self._no_lm if heard.lm is None else _array(heard.lm),
+            self._no_lm if heard.lm is None else _array(heard.lm.float()),
             _array(extra),
         )
         batch, shape = len(beam.score), (len(beam.score), self._width)

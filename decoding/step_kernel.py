@@ -104,7 +104,8 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
             _look(lists, b, state[b], tags, total, settings.num_tokens)
         before[:] = score[b]
         fell[:] = False
-        stopped, at, floor = False, 0, np.float32(-np.inf)
+        floor: Real = np.float32(-np.inf)
+        stopped, at = False, 0
         while at < min(frames, heard.inside[b]):
             after = before + heard.blank[b, :, at]
             floor = _measure(after, state[b]) - settings.threshold
