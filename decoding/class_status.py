@@ -73,7 +73,6 @@ class ClassTables(NamedTuple):
         offset: ``(B, C)`` nats added to each tag's log odds, -inf for a class without entries.
         root_logp: ``(B, C, V)`` log P(v | root of the class), -inf where no entry starts with v; and
             ``root_target``, the node reached.
-        reach: ``(B, V)`` the best of any class.
         key: ``(arcs,)`` node * V + token, rising; ``target`` and ``arc_logp`` likewise.
         end_logp: ``(nodes,)``; ``on_logp`` and ``node_class`` likewise.
     """
@@ -82,7 +81,6 @@ class ClassTables(NamedTuple):
     offset: Tensor
     root_logp: Tensor
     root_target: Tensor
-    reach: Tensor
     key: Tensor
     target: Tensor
     arc_logp: Tensor
@@ -175,7 +173,6 @@ class ClassGrammar:
             self._offset[:, 0],
             graph.root_logp,
             graph.root_target,
-            graph.root_logp.masked_fill(~graph.active[..., None], -torch.inf).amax(1),
             *graph.arcs(),
             graph.end_logp,
             graph.on_logp,

@@ -92,10 +92,14 @@ class FastStep:
         kernel, grammar = self._kernel, self._grammar
         contexts = self._no_contexts
         if grammar is not None:
-            self._word_mass.grow(len(grammar.contexts) - len(self._word_mass.data))
+            new = len(grammar.contexts) - len(self._word_mass.data)
+            if new:
+                self._word_mass.grow(new)
             contexts = (grammar.contexts.table.numpy(), self._word_mass.data.numpy())
         label = heard.label.float()
-        extra = label.new_zeros((*label.shape, 0)) if heard.extra is None else heard.extra.float()
+        extra = np.empty((*label.shape, 0), np.float32)
+        if heard.extra is not None:
+            extra = _array(heard.extra.float())
         frames = kernel.Heard(
             _array(heard.inside.sum(-1)),
             _array(heard.frames),
@@ -103,7 +107,7 @@ class FastStep:
             _array(heard.blank.float()),
             _array(label),
             self._no_lm if heard.lm is None else _array(heard.lm.float()),
-            _array(extra),
+            extra,
         )
         batch, shape = len(beam.score), (len(beam.score), self._width)
         state = np.zeros((*shape, beam.state.shape[-1]), np.int64)
@@ -147,4 +151,4 @@ def _no_tables() -> list[Any]:
     nothing, index = np.zeros(0, np.float32), np.zeros(0, np.int64)
     flat, flags = np.zeros((0, 0), np.float32), np.zeros(0, np.bool_)
     wide, cube = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.int64)
-    return [flags, flat, wide, cube, flat, index, index, nothing, nothing, nothing, index]
+    return [flags, flat, wide, cube, index, index, nothing, nothing, nothing, index]

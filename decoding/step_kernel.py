@@ -59,7 +59,6 @@ class Lists(NamedTuple):
     offset: Floats  # (B, C)
     root_logp: Floats  # (B, C, V)
     root_target: Longs
-    reach: Floats  # (B, V)
     key: Longs  # (arcs,)
     target: Longs
     arc_logp: Floats
@@ -215,7 +214,6 @@ def _stops(
     for k in range(len(state)):
         label, row = heard.label[b, k, at], state[k, HISTORY]
         inside = classed and state[k, NODE] >= 0
-        tag = settings.lm_scale * tags[k].max() if classed else np.float32(0.0)
         for i in range(len(label)):
             score = before[k] + label[i]
             if score < floor:  # a language model adds nothing above 0
@@ -230,8 +228,9 @@ def _stops(
                     return True
                 continue
             token = heard.tokens[b, at, i]
-            if score + settings.lm_scale * lists.reach[b, token] + tag >= floor:
-                return True
+            for c in range(tags.shape[1]):
+                if score + settings.lm_scale * (tags[k, c] + lists.root_logp[b, c, token]) >= floor:
+                    return True
             if state[k, NODE] == EXITED and not lists.starts_word[token]:
                 continue
             if score + settings.lm_scale * (lists.logits[row, token] - total[k]) >= floor:
