@@ -377,8 +377,11 @@ class BeamSearch:
         grows = ended | (node < 0)
         if emitter.contexts is grammar.contexts:
             # Outside entities both remember the same; one context a hypothesis is new.
-            last = torch.where(ended, history, emitter.context(model))
-            after = grammar.advance(last, torch.where(ended, grammar.tag_of(node), labels))
+            last, written = emitter.context(model), labels
+            if bool(ended.any()):
+                last = torch.where(ended, history, last)
+                written = torch.where(ended, grammar.tag_of(node), labels)
+            after = grammar.advance(last, written)
             state[:, MODEL] = emitter.join(model, labels, after)
             state[:, HISTORY] = torch.where(grows, after, history)
             return
