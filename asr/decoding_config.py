@@ -4,10 +4,51 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from decoding.frame_sync import BeamConfig
 from lm.config import Config
+
+
+class FusionConfig(Config):
+    """An external language model in the search; a weight of 0 leaves it out."""
+
+    lm: str = ""
+    """Its name: a file in the model's ``lm/`` without its ending, or one handed over with the call; empty for
+    none."""
+    weight: float = Field(0.3, ge=0)
+    """Its weight, added to the model's scores (log-linear), or its share in the mixture."""
+    how: Literal["add", "mix"] = "add"
+    """``add`` its weighted log probabilities (shallow fusion), or ``mix`` it into the vocabulary predictor of a
+    factorized transducer in the linear domain (arXiv 2305.17304); a mixture of weight 1 replaces the predictor."""
+    internal: Literal["none", "ilme", "lm"] = "none"
+    """What is taken out: the model's own expectation of labels (``ilme``, arXiv 2011.01991), or a language model of
+    its training transcripts: density ratio (arXiv 2002.11268), and with a bigram LODR (arXiv 2203.16776)."""
+    internal_lm: str = ""
+    """Name of that language model, with ``internal: lm``."""
+    internal_weight: float = Field(0.2, ge=0)
+    """Weight of what is taken out."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> FusionConfig:
+        if (self.internal == "lm") != bool(self.internal_lm):
+            raise ValueError("internal: lm and a name in internal_lm go together")
+        if self.how == "mix" and self.weight > 1:
+            raise ValueError("a weight of at most 1 with how: mix")
+        return self
+
+
+class RescoringConfig(Config):
+    """A second look at the n-best list, with a language model; a weight of 0 leaves it out."""
+
+    lm: str = ""
+    """Its name, as for fusion; empty for none."""
+    weight: float = Field(0.3, ge=0)
+    """Its weight, added to the scores of the search."""
+    internal_lm: str = ""
+    """Language model of the training transcripts that is taken out (density ratio, LODR); empty for none."""
+    internal_weight: float = Field(0.2, ge=0)
+    """Weight of what is taken out."""
 
 
 class DecodingConfig(Config):
@@ -18,13 +59,18 @@ class DecodingConfig(Config):
     candidates: int = Field(32, ge=1)
     """Tokens considered in each frame, best by acoustics."""
     lm_scale: float = Field(1.0, ge=0)
-    """Weight μ of the vocabulary predictor."""
-    biasing: Literal["classes", "phrases", "none"] = "classes"
-    """What an entity list is used for: classes of the language model (C-FNT), phrases that get a bonus
-    (Aho-Corasick), or nothing."""
+    """Weight μ of a factorized transducer's vocabulary predictor; other families have none."""
+    biasing: Literal["auto", "classes", "phrases", "none"] = "auto"
+    """What an entity list is used for: classes of a language model (C-FNT, or a class language model in fusion),
+    phrases that get a bonus (Aho-Corasick), or nothing; ``auto`` takes classes where some language model knows
+    them."""
     class_bonus: float = 0.0
-    """Nats added to the log odds of every class against surface words; the only weight of C-FNT."""
+    """Nats added to the log odds of every class against surface words; the only weight of classes."""
     phrase_bonus: float = Field(1.0, ge=0)
     """Nats added for each token of a phrase found, with biasing 'phrases'."""
+    fusion: FusionConfig = FusionConfig()
+    """An external language model in the search."""
+    rescoring: RescoringConfig = RescoringConfig()
+    """A language model behind the search."""
     segment_s: float = Field(30.0, ge=1)
     """Longer recordings are cut into pieces of at most this length, at quiet places."""

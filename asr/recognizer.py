@@ -23,31 +23,18 @@ from asr.bundle import Bundle, check_tensors, load_bundle
 from asr.decoding_config import DecodingConfig
 from asr.families import Family, load_family
 from asr.features import FeatureConfig, fbank
+from asr.knowledge import Knowledge, LanguageModels, Lists
 from asr.rendering import Renderer, join_segments
-from decoding.class_status import ClassGrammar
-from decoding.entity_graph import EntityGraph
 from decoding.frame_sync import BeamSearch
-from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.result import Hypothesis, Transcript
-from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
-from lm.classes import EncodedCatalog, EncodingReport, EntityCatalog, encode_catalog
+from lm.classes import EncodingReport, EntityCatalog, encode_catalog
 from lm.config import build_config
 from lm.errors import BundleError, ConfigError, VocativeError
-from lm.prefix_tree import PrefixTree
 from lm.tokenizer import Tokenizer
 
 Entities: TypeAlias = Mapping[str, Sequence[Any]] | EntityCatalog | str | Path | None
 Audio: TypeAlias = Any  # a path, or an array or tensor of samples
-
-
-@dataclass(frozen=True)
-class _Lists:
-    """One set of entity lists, ready to search with."""
-
-    encoded: EncodedCatalog
-    tree: PrefixTree
-    boost: BoostGraph | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class _Segment:
     start_s: float
     duration_s: float
     features: Tensor
-    lists: _Lists | None
+    lists: Lists | None
 
 
 @dataclass
@@ -101,6 +88,7 @@ class Recognizer:
         tokenizer: its tokenizer.
         features: its acoustic features.
         decoding: default settings of the search.
+        language_models: those that the settings may name.
     """
 
     def __init__(
@@ -109,12 +97,14 @@ class Recognizer:
         tokenizer: Tokenizer,
         features: FeatureConfig,
         decoding: DecodingConfig | None = None,
+        language_models: LanguageModels | None = None,
     ) -> None:
         self.family = family
         self.tokenizer = tokenizer
         self.features = features
         self.decoding = decoding or DecodingConfig()
-        self._lists: dict[tuple[str, DecodingConfig], _Lists] = {}
+        self.language_models = language_models or LanguageModels({}, tokenizer)
+        self._knowledge = Knowledge(tokenizer, self.language_models, family.knows_classes)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> Recognizer:
@@ -148,7 +138,8 @@ class Recognizer:
             )
         family.model.load_state_dict(bundle.tensors)
         family.model.to(device).eval()
-        return cls(family, tokenizer, features, decoding)
+        models = LanguageModels.of_folder(bundle.folder / "lm", tokenizer, device)
+        return cls(family, tokenizer, features, decoding, models)
 
     @overload
     def transcribe(
@@ -242,7 +233,7 @@ class Recognizer:
     ) -> Iterator[tuple[int, Transcript | VocativeError]]:
         """Results in order, each as soon as it is known; no more than a batch of features is held."""
         options = options or self.decoding
-        lists = [self._prepare(catalog, options) for catalog in catalogs]
+        lists = [self._knowledge.lists(catalog, options) for catalog in catalogs]
         open_: dict[int, _Recording] = {}
         waiting: list[_Segment] = []
         for index, item in enumerate(items):
@@ -266,7 +257,7 @@ class Recognizer:
         yield from _finished(open_)
 
     def _segments(
-        self, owner: int, item: Any, sample_rate: int, options: DecodingConfig, lists: _Lists | None
+        self, owner: int, item: Any, sample_rate: int, options: DecodingConfig, lists: Lists | None
     ) -> Iterator[_Segment | VocativeError]:
         """The pieces of a recording; what is wrong with it ends them."""
         rate = self.features.sample_rate
@@ -299,81 +290,28 @@ class Recognizer:
         features = torch.nn.utils.rnn.pad_sequence([s.features.float() for s in batch], batch_first=True)
         emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
         lists = [s.lists for s in batch]
-        grammar = self._grammar(emitter, lists, options)
-        search = BeamSearch(
-            emitter, options.search, grammar, self._scorers(lists, options, emitter.lengths.device)
-        )
+        grammar = self._knowledge.grammar(emitter, lists, options)
+        scorers = self._knowledge.scorers(emitter, lists, options)
+        found = self._knowledge.rescored(BeamSearch(emitter, options.search, grammar, scorers).run(), options)
         frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
         results = []
-        for segment, nbest in zip(batch, search.run(), strict=True):
-            catalog = segment.lists.encoded.catalog if segment.lists else None
-            graph: EntityGraph | None = grammar.graph if grammar else None
+        for segment, nbest in zip(batch, found, strict=True):
             encoded = segment.lists.encoded if segment.lists else None
             renderer = Renderer(
-                self.tokenizer, frame_s, segment.start_s, segment.duration_s, graph, catalog, encoded
+                self.tokenizer,
+                frame_s,
+                segment.start_s,
+                segment.duration_s,
+                grammar.graph if grammar else None,
+                encoded.catalog if encoded else None,
+                encoded,
             )
             results.append(renderer.hypotheses(nbest or [EMPTY]))
         return results
 
-    def _grammar(
-        self, emitter: Any, lists: Sequence[_Lists | None], options: DecodingConfig
-    ) -> ClassGrammar | None:
-        if options.biasing != "classes" or not any(lists):
-            return None
-        if emitter.contexts is None:
-            raise ConfigError(
-                "entity lists as classes with a model that has no class language model",
-                "decoding.biasing phrases or none",
-                "use biasing=phrases, or a factorized model",
-            )
-        nothing = PrefixTree.empty(self.tokenizer.vocab_size, self.tokenizer.num_classes)
-        trees = [one.tree if one else nothing for one in lists]
-        starts_word = torch.from_numpy(self.tokenizer.starts_word)
-        return ClassGrammar(emitter.contexts, starts_word, trees, options.class_bonus)
-
-    def _scorers(
-        self, lists: Sequence[_Lists | None], options: DecodingConfig, device: torch.device
-    ) -> list[Scorer]:
-        if options.biasing != "phrases" or not any(lists):
-            return []
-        nothing = BoostGraph.build([], self.tokenizer.vocab_size)
-        graphs = [one.boost if one and one.boost else nothing for one in lists]
-        return [PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device)]
-
-    def _prepare(self, catalog: EntityCatalog | None, options: DecodingConfig) -> _Lists | None:
-        """Encode and compile lists; lists used before are found again."""
-        if catalog is None or options.biasing == "none":
-            return None
-        key = (catalog.fingerprint(), options)
-        if key not in self._lists:
-            encoded = encode_catalog(catalog, self.tokenizer)
-            vocab, classes = self.tokenizer.vocab_size, self.tokenizer.num_classes
-            boost = None
-            if options.biasing == "phrases":
-                for kind in encoded.classes:
-                    if kind.graph is not None:
-                        raise ConfigError(
-                            f"patterns or nested entries in class {kind.name!r} with biasing 'phrases'",
-                            "listed phrases, or biasing 'classes'",
-                            "list the phrases, or use a factorized model with biasing=classes",
-                        )
-                phrases = [
-                    (kind.tokens[a:b].tolist(), 1.0)
-                    for kind in encoded.classes
-                    for a, b in zip(kind.offsets[:-1], kind.offsets[1:], strict=True)
-                ]
-                boost = BoostGraph.build(phrases, vocab)
-            if len(self._lists) >= MAX_LISTS:
-                self._lists.pop(next(iter(self._lists)))
-            self._lists[key] = _Lists(encoded, PrefixTree.build(encoded, vocab, classes), boost)
-        return self._lists[key]
-
 
 KEYS = frozenset({"format", "family", "sha256", "model", "features", "decoding"})
 """What a model's ``config.yaml`` may hold."""
-
-MAX_LISTS = 64
-"""Compiled sets of entity lists that a recognizer keeps."""
 
 EMPTY = RawHypothesis((), (), (), 0.0, {}, ())
 """Stands in where no hypothesis was left."""

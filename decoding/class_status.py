@@ -108,6 +108,7 @@ class ClassGrammar:
         trees: one prefix tree an utterance.
         bonus: nats added to log P(@c | w) before normalisation: raises (or lowers) the odds of every class.
         width: arcs into entities considered per frame, best by acoustics and list.
+        lm_scale: weight of the language model; None for that of the emitter whose language model it is.
     """
 
     def __init__(
@@ -117,8 +118,10 @@ class ClassGrammar:
         trees: Sequence[PrefixTree],
         bonus: float = 0.0,
         width: int = 64,
+        lm_scale: float | None = None,
     ) -> None:
         self.contexts = contexts
+        self.lm_scale = lm_scale
         self.graph = EntityGraph(trees, contexts.device)
         self._num_tokens = contexts.num_tokens
         self._starts_word = starts_word.to(contexts.device)

@@ -66,11 +66,12 @@ class FastStep:
         num_tokens: int,
         grammar: ClassGrammar | None,
     ) -> None:
-        from decoding import step_kernel  # compiles, or loads what it compiled before
+        from decoding import kernel_types, step_kernel  # compiles, or loads what it compiled before
 
-        self._kernel: Any = step_kernel
+        self._kernel: Any = kernel_types
+        self._step: Any = step_kernel.step
         self._width = pruning.outside + pruning.inside
-        self._settings = step_kernel.Settings(
+        self._settings = kernel_types.Settings(
             pruning.beam,
             pruning.outside,
             pruning.inside,
@@ -84,6 +85,7 @@ class FastStep:
         tables = [_array(part) for part in grammar.tables()] if grammar else _no_tables()
         self._tables = tables
         self._word_mass = Rows((), torch.float32, torch.device("cpu"), fill=math.nan)
+        self._no_repeat = np.zeros((0, 0, 0), np.float32)
         self._no_lm = np.zeros((0, 0, 0, 0), np.float32)
         self._no_contexts = (np.zeros((0, 0), np.float32), np.zeros(0, np.float32))
 
@@ -105,6 +107,7 @@ class FastStep:
             _array(heard.frames),
             _array(heard.tokens),
             _array(heard.blank.float()),
+            self._no_repeat if heard.repeat is None else _array(heard.repeat.float()),
             _array(label),
             self._no_lm if heard.lm is None else _array(heard.lm.float()),
             extra,
@@ -120,7 +123,7 @@ class FastStep:
             skipped, stopped, live, floats[0], state, *longs, *bools, *floats[1:3], parts, floats[3]
         )
         lists = kernel.Lists(*contexts, *self._tables)
-        kernel.step(self._settings, lists, frames, _array(beam.score), _array(beam.state), found)
+        self._step(self._settings, lists, frames, _array(beam.score), _array(beam.state), found)
         size = max(1, int(live.max()))  # what the threshold left is often much less
         score = torch.from_numpy(floats[0, :, :size]).contiguous()
         (parent, token, node), (entered, ended) = (torch.from_numpy(x[..., :size]) for x in (longs, bools))

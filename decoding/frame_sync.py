@@ -70,7 +70,7 @@ class BeamSearch:
     Args:
         emitter: the model.
         config: settings.
-        grammar: class transitions; they replace the emitter's own language model.
+        grammar: class transitions over a language model, which replaces the emitter's own.
         scorers: further knowledge sources; one of weight 0 is left out.
         reference: take every step in tensors, also on a CPU.
     """
@@ -93,8 +93,11 @@ class BeamSearch:
         self._config = config
         self._grammar = grammar
         self._scorers = [s for s in scorers if s.weight]
-        # Minus infinity must stay it under a scale of zero.
-        self._lm_scale = max(emitter.lm_scale, 1e-12) if grammar else emitter.lm_scale
+        self._lm_scale = emitter.lm_scale
+        if grammar:
+            own = grammar.lm_scale is None
+            # Minus infinity must stay it under a scale of zero.
+            self._lm_scale = max(emitter.lm_scale if own else grammar.lm_scale or 0.0, 1e-12)
         self._pruning = Pruning(
             config.beam, config.threshold, grammar is not None, emitter.repeats, emitter.lengths.device
         )
@@ -116,9 +119,9 @@ class BeamSearch:
         return self._finish(self._beam)
 
     def _fast_step(self, reference: bool) -> FastStep | None:
-        """Compiled steps, where there are any: on a CPU, for one symbol a frame and no CTC."""
+        """Compiled steps, where there are any: on a CPU, for one symbol a frame."""
         emitter, config = self._emitter, self._config
-        if reference or emitter.repeats or config.max_symbols_per_frame > 1 or emitter.lengths.is_cuda:
+        if reference or config.max_symbols_per_frame > 1 or emitter.lengths.is_cuda:
             return None
         return FastStep(self._pruning, self._lm_scale, emitter.num_tokens, self._grammar)
 
@@ -407,7 +410,7 @@ class BeamSearch:
     def _worth(self, node: int, tokens: Sequence[int]) -> float:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
-        return -self._emitter.lm_scale * share
+        return -self._lm_scale * share
 
 
 def _lookahead(skipped: Tensor, most: int) -> int:

@@ -44,16 +44,10 @@ class Contexts(Protocol):
 class WithoutEncoder(Protocol):
     """What a family offers whose language model is inside its joint network: RNN-T, TAED, AED.
 
-    Its states are those of its emitter, so that nothing is computed twice.
+    Its states are those of its emitter.
     """
 
-    num_tokens: int
-
-    def __len__(self) -> int:
-        """States numbered so far."""
-        ...
-
-    def start(self, utterances: int) -> Tensor:
+    def start(self) -> Tensor:
         """First state of each utterance ``(B,)`` int64."""
         ...
 
@@ -74,21 +68,17 @@ class InternalContexts:
 
     def __init__(self, model: WithoutEncoder) -> None:
         self._model = model
-        self._logp: Rows | None = None
 
     def start(self, utterances: int) -> Tensor:
-        """See ``Contexts.start``."""
-        return self._model.start(utterances)
+        """See ``Contexts.start``; the utterances are the model's."""
+        return self._model.start()
 
     def score(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """See ``Contexts.score``."""
-        if self._logp is None:
-            self._logp = Rows((self._model.num_tokens,), torch.float32, contexts.device)
-        known = len(self._logp.data)
-        if known < len(self._model):
-            new = torch.arange(known, len(self._model), device=contexts.device)
-            self._logp.append(self._model.internal_logits(new).float().log_softmax(-1))
-        return self._logp.data[contexts.unsqueeze(-1), tokens]
+        # The hypotheses of a beam share most of what they said last.
+        states, place = contexts.unique(return_inverse=True)
+        logp = self._model.internal_logits(states).float().log_softmax(-1)
+        return logp[place.unsqueeze(-1), tokens]
 
     def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """See ``Contexts.advance``."""

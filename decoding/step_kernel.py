@@ -9,81 +9,25 @@ Nothing here is called but through `decoding.fast_step`, which also says what th
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from decoding.beam import HISTORY, HISTORY_HASH, MIX_HASH, NODE, PATH, SURFACE, SURFACE_HASH
+from decoding.beam import HISTORY, NODE
 from decoding.class_status import EXITED, NORMAL
-from decoding.trace import BLANK
-
-Floats = NDArray[np.float32]
-Longs = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Real: TypeAlias = float | np.float32
-
-
-class Settings(NamedTuple):
-    """What stays the same throughout a search."""
-
-    beam: int
-    width: int  # hypotheses kept outside entities
-    inside: int  # and inside them,
-    same: int  # so many of them at one place in the lists
-    pool: int
-    threshold: float
-    lm_scale: float
-    num_tokens: int
-
-
-class Heard(NamedTuple):
-    """What the emitter and the scorers say of the next frames; shapes as in ``frame_sync._View``."""
-
-    inside: Longs  # (B,) how many of the F frames the utterance has
-    frames: Longs  # (B, F)
-    tokens: Longs  # (B, F, k)
-    blank: Floats  # (B, K, F)
-    label: Floats  # (B, K, F, k)
-    lm: Floats  # (B, K, F, k), scaled; (0, 0, 0, 0) without one
-    extra: Floats  # (B, K, F, k, S)
-
-
-class Lists(NamedTuple):
-    """The class grammar in flat arrays; all of them empty without one."""
-
-    logits: Floats  # (rows, V + C) of the contexts
-    word_mass: Floats  # (rows,) log P(a token that starts a word); NaN where not yet computed
-    starts_word: Bools  # (V,)
-    offset: Floats  # (B, C)
-    root_logp: Floats  # (B, C, V)
-    root_target: Longs
-    key: Longs  # (arcs,)
-    target: Longs
-    arc_logp: Floats
-    end_logp: Floats  # (nodes,)
-    on_logp: Floats
-    node_class: Longs
-
-
-class Found(NamedTuple):
-    """The step taken, written into arrays of (B, width); ``live`` places of each row are in use."""
-
-    skipped: Longs  # (B,)
-    stopped: Bools  # (B,)
-    live: Longs  # (B,)
-    score: Floats
-    state: Longs  # (B, width, columns)
-    parent: Longs
-    token: Longs
-    node: Longs
-    entered: Bools
-    ended: Bools
-    gain: Floats
-    lm_gain: Floats
-    extra: Floats  # (B, width, S)
-    waited: Floats
+from decoding.kernel_types import (
+    REPEAT,
+    WAIT,
+    Floats,
+    Found,
+    Heard,
+    Lists,
+    Longs,
+    Pool,
+    Real,
+    Settings,
+    add,
+)
+from decoding.settle_kernel import settle
 
 
 @njit(cache=True)
@@ -108,7 +52,9 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
         while at < min(frames, heard.inside[b]):
             after = before + heard.blank[b, :, at]
             floor = _measure(after, state[b]) - settings.threshold
-            if _stops(settings, lists, heard, b, at, floor, state[b], before, tags, total):
+            if _repeats(heard, b, at, floor, before) or _stops(
+                settings, lists, heard, b, at, floor, state[b], before, tags, total
+            ):
                 stopped = True
                 _normal(settings, lists, heard, b, at, state[b], total, lm)
                 break
@@ -125,10 +71,10 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
             if not fell[k] and before[k] > -np.inf:
                 _extensions(settings, lists, heard, b, at, stopped, state, before, k, tags, lm, least, pools)
         floor = pools[0 if pools[0].size[0] else 1].total[0] - settings.threshold
-        live = _settle(
+        live = settle(
             settings, lists, heard, b, at, floor, 0, settings.width, score, before, state, pools[0], found
         )
-        found.live[b] = _settle(
+        found.live[b] = settle(
             settings, lists, heard, b, at, floor, live, settings.inside, score, before, state, pools[1], found
         )
 
@@ -151,7 +97,7 @@ def _look(lists: Lists, b: int, state: Longs, tags: Floats, total: Floats, num_t
         sum_ = _word_mass(lists, row, num_tokens) if state[k, NODE] == EXITED else np.float32(0.0)
         for c in range(tags.shape[1]):
             tags[k, c] = lists.logits[row, num_tokens + c] + lists.offset[b, c]
-            sum_ = _add(sum_, tags[k, c])
+            sum_ = add(sum_, tags[k, c])
         total[k] = sum_
         for c in range(tags.shape[1]):
             tags[k, c] -= sum_
@@ -238,17 +184,15 @@ def _stops(
     return False
 
 
-class Pool(NamedTuple):
-    """The best extensions so far, in descending order of ``total``; ``size`` ``(1,)`` of them."""
-
-    size: Longs
-    total: Floats
-    parent: Longs
-    place: Longs  # -1 for a blank
-    node: Longs
-    ended: Bools
-    lm_gain: Floats
-    gain: Floats
+@njit(cache=True)
+def _repeats(heard: Heard, b: int, at: int, floor: Real, before: Floats) -> bool:
+    """Whether saying the last label once more might come to ``floor`` at a frame."""
+    if heard.repeat.shape[0] == 0:
+        return False
+    best = np.float32(-np.inf)
+    for k in range(len(before)):
+        best = max(best, before[k] + heard.repeat[b, k, at])
+    return best >= floor
 
 
 @njit(cache=True)
@@ -309,9 +253,11 @@ def _extensions(
     start, node = before[k], state[b, k, NODE]
     outside, inside = pools
     stays = inside if node >= 0 else outside
-    _insert(stays, start, k, -1, NORMAL, False, 0.0, heard.blank[b, k, at] if stopped else 0.0)
+    _insert(stays, start, k, WAIT, NORMAL, False, 0.0, heard.blank[b, k, at] if stopped else 0.0)
     if not stopped:
         return
+    if heard.repeat.shape[0] > 0:
+        _insert(stays, start, k, REPEAT, NORMAL, False, 0.0, heard.repeat[b, k, at])
     label, tokens, scale = heard.label[b, k, at], heard.tokens[b, at], settings.lm_scale
     classed = lists.offset.shape[0] > 0
     if not classed or node < 0:
@@ -353,131 +299,3 @@ def _arc(keys: Longs, key: int) -> int:
         else:
             high = middle
     return low if low < len(keys) and keys[low] == key else -1
-
-
-@njit(cache=True)
-def _settle(
-    settings: Settings,
-    lists: Lists,
-    heard: Heard,
-    b: int,
-    at: int,
-    floor: Real,
-    live: int,
-    width: int,
-    score: Floats,
-    before: Floats,
-    state: Longs,
-    pool: Pool,
-    found: Found,
-) -> int:
-    """Recombine a pool, and write what goes on of it behind the ``live`` first, best first; the new ``live``."""
-    size = pool.size[0]
-    if size:
-        floor = max(floor, pool.total[0] - settings.threshold)
-    while size and pool.total[size - 1] < floor:
-        size -= 1
-    total = pool.total[:size].copy()
-    key, surface, path = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
-    node = np.empty(size, np.int64)
-    classed = lists.offset.shape[0] > 0
-    for m in range(size):
-        old, place = state[b, pool.parent[m]], pool.place[m]
-        surface[m], path[m], node[m] = old[SURFACE], old[PATH], old[NODE]
-        if place >= 0:
-            token = heard.tokens[b, at, place]
-            surface[m] = (old[SURFACE] + token + 1) * SURFACE_HASH
-            if classed:
-                if pool.ended[m]:
-                    path[m] = (
-                        path[m] + settings.num_tokens + lists.node_class[pool.node[m]] + 1
-                    ) * HISTORY_HASH
-                elif pool.node[m] < 0:
-                    path[m] = (path[m] + token + 1) * HISTORY_HASH
-                node[m] = EXITED if pool.ended[m] else pool.node[m]
-        key[m] = surface[m] ^ ((path[m] + node[m] * 2) * MIX_HASH)
-        for first in range(m):
-            if key[first] == key[m] and total[first] > -np.inf:
-                total[first] = _add(total[first], total[m])
-                total[m] = -np.inf
-                break
-    order = _order(total)
-    distinct, last = 0, live + width
-    seen = np.empty(size, np.int64)
-    for m in order:
-        if live == last or total[m] == -np.inf:
-            break
-        if node[m] >= 0 and _count(found.state[b, :live, NODE], node[m]) == settings.same:
-            continue
-        if node[m] < 0 and not _count(seen[:distinct], surface[m]):
-            if distinct == settings.beam:
-                continue
-            seen[distinct] = surface[m]
-            distinct += 1
-        _write(heard, b, at, live, m, score, before, state, pool, total, found)
-        new = found.state[b, live]
-        new[SURFACE], new[PATH], new[NODE] = surface[m], path[m], node[m]
-        live += 1
-    return live
-
-
-@njit(cache=True)
-def _order(total: Floats) -> Longs:
-    """Places in descending order; what is in order but for a few is sorted in one go."""
-    order = np.arange(len(total))
-    for m in range(1, len(total)):
-        place, i = order[m], m
-        while i > 0 and total[order[i - 1]] < total[place]:
-            order[i] = order[i - 1]
-            i -= 1
-        order[i] = place
-    return order
-
-
-@njit(cache=True)
-def _count(values: Longs, value: int) -> int:
-    number = 0
-    for one in values:
-        number += one == value
-    return number
-
-
-@njit(cache=True)
-def _write(
-    heard: Heard,
-    b: int,
-    at: int,
-    to: int,
-    m: int,
-    score: Floats,
-    before: Floats,
-    state: Longs,
-    pool: Pool,
-    total: Floats,
-    found: Found,
-) -> None:
-    """What extension ``m`` of the pool did, into place ``to``."""
-    parent, place = pool.parent[m], pool.place[m]
-    found.score[b, to] = total[m]
-    found.state[b, to] = state[b, parent]
-    found.parent[b, to] = parent
-    found.node[b, to], found.ended[b, to] = pool.node[m], pool.ended[m]
-    found.entered[b, to] = pool.node[m] >= 0 and state[b, parent, NODE] < 0
-    found.gain[b, to], found.lm_gain[b, to] = pool.gain[m], pool.lm_gain[m]
-    found.waited[b, to] = before[parent] - score[b, parent]
-    if place < 0:
-        found.token[b, to] = BLANK
-        found.extra[b, to] = 0.0
-    else:
-        found.token[b, to] = heard.tokens[b, at, place]
-        found.extra[b, to] = heard.extra[b, parent, at, place]
-
-
-@njit(cache=True)
-def _add(one: Real, other: Real) -> Real:
-    """log(exp(one) + exp(other)) in float32."""
-    if other > one:
-        one, other = other, one
-    if other == -np.inf:
-        return np.float32(one)
-    return np.float32(one + np.log1p(np.exp(other - one)))

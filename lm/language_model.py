@@ -76,6 +76,11 @@ class ContextStore(ABC):
         """What ``score`` looks up: ``(rows, V + C)``, a row for each context."""
         return self._logits.data
 
+    @property
+    def knows_classes(self) -> bool:
+        """Whether a class tag may follow at all."""
+        return bool(self.score(self.start(1))[:, self.num_tokens :].isfinite().any())
+
     def origin(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """Parents and last tokens of ``contexts``; the empty context is its own parent and has token -1."""
         parent, token = self._origin.data[contexts].unbind(-1)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from asr.bundle import families
 from asr.decoding_config import DecodingConfig
-from asr.families import load_family
+from asr.families import knows_classes, load_family
 from lm.config import build_config, merge
 from lm.errors import ConfigError
 from lm.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from recipes.corpora.an4 import An4Config, prepare
 from recipes.corpora.contacts import VERSION as CONTACTS_VERSION
 from recipes.corpora.contacts import ContactsConfig, make_contacts
 from recipes.corpora.contacts_text import CLASSES as CONTACTS_CLASSES
+from recipes.language_models import make_language_models
 from recipes.recipe import Recipe
 from recipes.stage import Stage
 
@@ -67,6 +68,7 @@ def _training_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage,
             config.tokenizer.model_dump(mode="json") | {"classes": list(CLASSES[config.corpus])},
             lambda: train.make_tokenizer(folder, config.tokenizer, CLASSES[config.corpus]),
         ),
+        *_language_model_stages(config, folder),
         Stage(
             "train",
             "train the model",
@@ -78,12 +80,32 @@ def _training_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage,
     )
 
 
+def _language_model_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
+    if not config.language_models:
+        return ()
+    stage = Stage(
+        "lm",
+        "train language models on the training text",
+        (folder.tokenizer, folder.data / "lm_text.txt", folder.data / "dev" / "tagged"),
+        tuple(folder.language_model(name) for name in config.language_models),
+        _params(config, "language_models") | {"seed": config.training.seed},
+        lambda: make_language_models(config, folder),
+    )
+    return (stage,)
+
+
 def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
     return (
         Stage(
             "model",
             "tune the search on dev and pack the model",
-            (folder.weights, folder.tokenizer, folder.cuts("dev"), folder.data / "dev_entities.yaml"),
+            (
+                folder.weights,
+                folder.tokenizer,
+                folder.cuts("dev"),
+                folder.data / "dev_entities.yaml",
+                *(folder.language_model(name) for name in config.language_models),
+            ),
             (folder.model, folder.tuned),
             _params(config, "family", "model", "features", "decoding", "systems"),
             lambda: evaluate.tune_and_pack(config, folder),
@@ -156,6 +178,12 @@ def _check_model(config: RecipeConfig) -> None:
     with torch.device("meta"):
         family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
     family.loss_config(config.loss)
+    if config.training.text_sentences and not family.knows_classes:
+        raise ConfigError(
+            f"training.text_sentences with family {config.family!r}, which has no language model",
+            "0",
+            "train a language model on the text (language_models) and fuse it",
+        )
     bins = len(family.model.get_submodule("normaliser").get_buffer("mean"))
     if bins != config.features.num_bins:
         raise ConfigError(
@@ -177,9 +205,17 @@ def _check_systems(config: RecipeConfig) -> None:
         taken[target] = system.name
         start = merge(base, system.decoding)
         build_config(DecodingConfig, start, f"system {system.name!r}, decoding")
+        if "lm_scale" in {**system.tune, **system.decoding} and not knows_classes(config.family):
+            raise ConfigError(
+                f"system {system.name!r}: lm_scale with family {config.family!r}, which has no language model",
+                "fusion.weight",
+                "leave it out, or name a language model in fusion.lm",
+            )
         for name, values in system.tune.items():
             for value in values:
-                build_config(DecodingConfig, start | {name: value}, f"system {system.name!r}, tune")
+                build_config(
+                    DecodingConfig, evaluate.changed(start, {name: value}), f"system {system.name!r}, tune"
+                )
 
 
 def _params(config: RecipeConfig, *names: str) -> dict[str, Any]:

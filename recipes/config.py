@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from asr.decoding_config import DecodingConfig
 from asr.features import FeatureConfig
 from asr.training.config import TrainingConfig
 from lm.config import Config
+from lm.transformer import TransformerLMConfig
+
+LMName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
 
 class TokenizerConfig(Config):
@@ -21,6 +24,32 @@ class TokenizerConfig(Config):
     """How SentencePiece finds them."""
 
 
+class NGramConfig(Config):
+    """An n-gram language model over subwords and class tags, interpolated modified Kneser-Ney."""
+
+    kind: Literal["ngram"]
+    """What it is."""
+    order: int = Field(4, ge=1, le=6)
+    """Tokens a probability depends on, its own included."""
+
+
+class TransformerConfig(Config):
+    """A Transformer language model over subwords and class tags."""
+
+    kind: Literal["transformer"]
+    """What it is."""
+    model: TransformerLMConfig = TransformerLMConfig()
+    """Its shape."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the text; the one with the lowest perplexity on dev is kept."""
+    batch_tokens: int = Field(2000, ge=1)
+    """Tokens in a batch."""
+    peak_lr: float = Field(2e-3, gt=0)
+    """Learning rate after warm-up (AdamW)."""
+    class_rate: float = Field(0.5, ge=0, le=1)
+    """Share of entities that become their class tag, drawn anew in each epoch."""
+
+
 class SystemConfig(Config):
     """One row of the results: the trained model searched in one way."""
 
@@ -29,7 +58,8 @@ class SystemConfig(Config):
     decoding: dict[str, Any] = Field(default_factory=dict)
     """Changes to the recipe's ``decoding``."""
     tune: dict[str, Annotated[list[float], Field(min_length=1)]] = Field(default_factory=dict)
-    """Values to try on dev, by name of a decoding setting; all combinations, the lowest dev WER wins."""
+    """Values to try on dev, by name of a decoding setting (``fusion.weight`` for one in a section); all
+    combinations, the lowest dev WER wins."""
 
 
 class RecipeConfig(Config):
@@ -53,5 +83,9 @@ class RecipeConfig(Config):
     """The training run."""
     decoding: DecodingConfig = DecodingConfig()
     """How the model is searched; kept in the finished model."""
+    language_models: dict[LMName, Annotated[NGramConfig | TransformerConfig, Field(discriminator="kind")]] = (
+        Field(default_factory=dict)
+    )
+    """Language models trained on the corpus's text, by name; they go into the model's ``lm/``."""
     systems: list[SystemConfig] = Field(min_length=1)
     """What is compared on the test set; the last one's settings become the model's own."""

@@ -31,11 +31,13 @@ def tune_and_pack(config: RecipeConfig, folder: Layout) -> None:
     }
     readme = f"# Vocative model\n\nTrained by the recipe `{config.corpus}`, seed {config.training.seed}.\n"
     tensors, tokenizer = load_tensors(folder.weights), folder.tokenizer.read_bytes()
-    save_bundle(folder.model, values, tensors, tokenizer, readme)
+    paths = {name: folder.language_model(name) for name in config.language_models}
+    extra = {f"lm/{path.name}": path.read_bytes() for path in paths.values()}
+    save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
     chosen = {system.name: _tune(system, config.decoding, folder) for system in config.systems}
     folder.tuned.write_text(json.dumps(chosen, indent=1))
     values["decoding"] = chosen[config.systems[-1].name]["decoding"]
-    save_bundle(folder.model, values, tensors, tokenizer, readme)
+    save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
 
 
 def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[str, Any]:
@@ -50,15 +52,25 @@ def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[st
     names, grids = list(system.tune), list(system.tune.values())
     tried: list[tuple[float, dict[str, Any]]] = []
     for combination in itertools.product(*grids):
-        values = start | dict(zip(names, combination, strict=True))
+        chosen = dict(zip(names, combination, strict=True))
+        values = changed(start, chosen)
         options = build_config(DecodingConfig, values, f"system {system.name!r}")
         found = dict(_transcribe(recognizer, folder, "dev", catalog, options))
-        tried.append((_word_error_rate(references, found), values))
-    best_rate, best = min(tried, key=lambda pair: pair[0])
-    settings = {name: best[name] for name in names}
+        tried.append((_word_error_rate(references, found), chosen))
+    best_rate, settings = min(tried, key=lambda pair: pair[0])
     say(f"    {system.name}: dev WER {100 * best_rate:.2f} % with {settings or 'no choice to make'}")
-    rows = [{"wer": rate, **{name: values[name] for name in names}} for rate, values in tried]
-    return {"decoding": best, "dev": rows}
+    rows = [{"wer": rate, **values} for rate, values in tried]
+    return {"decoding": changed(start, settings), "dev": rows}
+
+
+def changed(settings: dict[str, Any], values: dict[str, float]) -> dict[str, Any]:
+    """``settings`` with values by dotted name."""
+    for name, value in values.items():
+        nested: Any = value
+        for part in reversed(name.split(".")):
+            nested = {part: nested}
+        settings = merge(settings, nested)
+    return settings
 
 
 def decode(folder: Layout, split: str) -> None:
@@ -86,8 +98,12 @@ def decode(folder: Layout, split: str) -> None:
 
 def emits_spans(config: RecipeConfig, system: SystemConfig) -> bool:
     """Whether the system marks the entities that it takes from the lists."""
-    biasing: str = system.decoding.get("biasing", config.decoding.biasing)
-    return biasing == "classes"
+    from asr.families import knows_classes
+    from asr.knowledge import resolve_biasing
+
+    values = merge(config.decoding.model_dump(mode="json"), system.decoding)
+    options = build_config(DecodingConfig, values, f"system {system.name!r}")
+    return resolve_biasing(options, knows_classes(config.family)) == "classes"
 
 
 def score_systems(config: RecipeConfig, folder: Layout) -> None:

@@ -35,6 +35,10 @@ class Layout:
         """SentencePiece model."""
         return self.workdir / "tokenizer.model"
 
+    def language_model(self, name: str) -> Path:
+        """A trained language model."""
+        return self.workdir / "lm" / f"{name}.safetensors"
+
     @property
     def training(self) -> Path:
         """Checkpoints and logs of the training."""

@@ -10,10 +10,15 @@ from lm.tokenizer import Tokenizer
 
 
 class Family(Protocol):
-    """What recognition asks of a model family."""
+    """What recognition asks of a model family.
+
+    ``knows_classes`` says whether the model has a language model of its own that knows class tags; ``stacking`` how
+    many feature frames an encoder frame stands for.
+    """
 
     model: nn.Module
     stacking: int
+    knows_classes: bool
 
     def loss_config(self, values: dict[str, Any]) -> Any:
         """The training objective's settings, as the model's ``losses`` takes them."""
@@ -30,3 +35,10 @@ def load_family(name: str, config: dict[str, Any], tokenizer: Tokenizer, source:
 
     family: Family = import_module(f"asr.families.{name}.family").build(config, tokenizer, source)
     return family
+
+
+def knows_classes(name: str) -> bool:
+    """Whether models of family ``name`` have a language model of their own that knows class tags."""
+    from importlib import import_module
+
+    return bool(import_module(f"asr.families.{name}.family").KNOWS_CLASSES)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+import asr.knowledge
 import asr.recognizer
 from asr.audio import read_segments
 from asr.bundle import load_bundle, save_bundle
@@ -160,7 +161,7 @@ def test_the_order_of_a_list_does_not_matter(recognizer: Recognizer, tmp_path: P
     turned = {name: entries[::-1] for name, entries in reversed(LISTS.items())}
     options = DecodingConfig.model_validate({"biasing": biasing, "class_bonus": 4.0, "phrase_bonus": 2.0})
     one = recognizer.transcribe(sound(3.0, 6), entities=LISTS, options=options)
-    recognizer._lists.clear()
+    recognizer._knowledge._lists.clear()
     assert recognizer.transcribe(sound(3.0, 6), entities=turned, options=options) == one
     (tmp_path / "lists.yaml").write_text(yaml.safe_dump(turned))
     listed = recognizer.transcribe(sound(3.0, 6), entities=tmp_path / "lists.yaml", options=options)
@@ -451,14 +452,14 @@ def test_lists_are_compiled_once(recognizer: Recognizer, monkeypatch: pytest.Mon
         calls += 1
         return encode(*values)
 
-    monkeypatch.setattr(asr.recognizer, "encode_catalog", count)
-    monkeypatch.setattr(asr.recognizer, "MAX_LISTS", 2)
-    recognizer._lists.clear()
+    monkeypatch.setattr(asr.knowledge, "encode_catalog", count)
+    monkeypatch.setattr(asr.knowledge, "MAX_LISTS", 2)
+    recognizer._knowledge._lists.clear()
     lists = [{"contact": [name]} for name in ("maja", "anna", "bo")]
     for entities in (lists[0], lists[0], lists[1], lists[2], lists[2], lists[0]):
         recognizer.transcribe([sound(0.2, 0)] * 3, entities=entities)
     assert calls == 4, "the oldest of three is made again"
-    assert len(recognizer._lists) == 2
+    assert len(recognizer._knowledge._lists) == 2
 
 
 def resave(model: Path, folder: Path, config: dict[str, Any], without: str = "") -> Path:

@@ -12,9 +12,14 @@ from asr.families.ctc.model import CTC
 from lm.config import build_config
 from lm.tokenizer import Tokenizer
 
+KNOWS_CLASSES = False
+"""Whether these models have a language model of their own that knows class tags."""
+
 
 class CTCFamily:
     """See ``asr.families.Family``."""
+
+    knows_classes = KNOWS_CLASSES
 
     def __init__(self, model: CTC) -> None:
         self.model = model

@@ -12,9 +12,14 @@ from asr.families.factorized.model import FactorizedTransducer
 from lm.config import build_config
 from lm.tokenizer import Tokenizer
 
+KNOWS_CLASSES = True
+"""Whether these models have a language model of their own that knows class tags."""
+
 
 class FactorizedFamily:
     """See ``asr.families.Family``."""
+
+    knows_classes = KNOWS_CLASSES
 
     def __init__(self, model: FactorizedTransducer) -> None:
         self.model = model

@@ -76,6 +76,10 @@ class TransducerEmitter:
         """See ``FrameSynchronous.advance``."""
         return self._histories.advance(state, tokens)
 
+    def internal_logits(self, state: Tensor) -> Tensor:
+        """What the labels alone let expect, logits ``(M, V)`` with nothing heard (ILME, arXiv 2011.01991)."""
+        return self._logits(self._histories.rows(state))[:, :-1]
+
     def close(self, state: Tensor) -> Tensor:
         """See ``FrameSynchronous.close``."""
         return state

@@ -12,9 +12,14 @@ from asr.families.transducer.model import Transducer
 from lm.config import build_config
 from lm.tokenizer import Tokenizer
 
+KNOWS_CLASSES = False
+"""Whether these models have a language model of their own that knows class tags."""
+
 
 class TransducerFamily:
     """See ``asr.families.Family``."""
+
+    knows_classes = KNOWS_CLASSES
 
     def __init__(self, model: Transducer) -> None:
         self.model = model

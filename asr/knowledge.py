@@ -1,0 +1,241 @@
+"""What a search knows besides what it hears: entity lists and language models, stacked as the options say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr.decoding_config import DecodingConfig
+from decoding.class_status import ClassGrammar
+from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.phrase_boost import BoostGraph, PhraseBoost
+from decoding.rescore import rescore_nbest
+from decoding.scorer import Scorer
+from decoding.trace import RawHypothesis
+from lm.classes import EncodedCatalog, EntityCatalog, encode_catalog
+from lm.errors import ConfigError
+from lm.language_model import ContextStore
+from lm.model_files import Contextual, load_language_model, model_name
+from lm.prefix_tree import PrefixTree
+from lm.tokenizer import Tokenizer
+
+MAX_LISTS = 64
+"""Compiled sets of entity lists that are kept."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """One set of entity lists, ready to search with."""
+
+    encoded: EncodedCatalog
+    tree: PrefixTree
+    boost: BoostGraph | None
+
+
+class LanguageModels:
+    """Language models by name, each read from its file when it is first needed.
+
+    Args:
+        files: where each is.
+        tokenizer: of the model that they are used with.
+        device: where their scores are wanted.
+    """
+
+    def __init__(self, files: Mapping[str, Path], tokenizer: Tokenizer, device: str = "cpu") -> None:
+        self._files = dict(files)
+        self._tokenizer = tokenizer
+        self._device = device
+        self._loaded: dict[str, Contextual] = {}
+
+    @classmethod
+    def of_folder(cls, folder: Path, tokenizer: Tokenizer, device: str = "cpu") -> LanguageModels:
+        """The language models in a model folder's ``lm/``, each named like its file."""
+        found = sorted(folder.glob("*")) if folder.is_dir() else []
+        return cls({model_name(path): path for path in found if path.is_file()}, tokenizer, device)
+
+    def add(self, name: str, path: Path) -> None:
+        """Offer one more.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if not path.is_file():
+            raise ConfigError(f"language model {path}", "a file", "check the path")
+        self._files[name] = path
+        self._loaded.pop(name, None)
+
+    def get(self, name: str) -> Contextual:
+        """The model of a name.
+
+        Raises:
+            ConfigError: there is none of that name, or it is of another tokenizer.
+        """
+        if name not in self._files:
+            known = ", ".join(sorted(self._files)) or "no language model"
+            raise ConfigError(
+                f"language model {name!r}",
+                f"what the model folder has in lm/: {known}",
+                "hand one over: --lm",
+            )
+        if name not in self._loaded:
+            self._loaded[name] = load_language_model(self._files[name], self._tokenizer, self._device)
+        return self._loaded[name]
+
+    def contexts(self, name: str) -> ContextStore:
+        """Contexts of a model for one search."""
+        return self.get(name).contexts()
+
+
+class Knowledge:
+    """The knowledge sources of one recognizer; lists used before are found again.
+
+    Args:
+        tokenizer: its tokenizer.
+        models: its language models.
+        own_classes: whether the model itself has a language model that knows classes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, models: LanguageModels, own_classes: bool) -> None:
+        self.models = models
+        self._tokenizer = tokenizer
+        self._own_classes = own_classes
+        self._lists: dict[tuple[str, bool], Lists] = {}
+
+    def biasing(self, options: DecodingConfig) -> str:
+        """What lists are used for: ``classes``, ``phrases`` or ``none``."""
+        return resolve_biasing(options, self._own_classes)
+
+    def lists(self, catalog: EntityCatalog | None, options: DecodingConfig) -> Lists | None:
+        """Encode and compile lists.
+
+        Raises:
+            ConfigError: lists that cannot be had as phrases.
+        """
+        biasing = self.biasing(options)
+        if catalog is None or biasing == "none":
+            return None
+        key = (catalog.fingerprint(), biasing == "phrases")
+        if key not in self._lists:
+            encoded = encode_catalog(catalog, self._tokenizer)
+            vocab, classes = self._tokenizer.vocab_size, self._tokenizer.num_classes
+            boost = _phrases(encoded, vocab) if biasing == "phrases" else None
+            if len(self._lists) >= MAX_LISTS:
+                self._lists.pop(next(iter(self._lists)))
+            self._lists[key] = Lists(encoded, PrefixTree.build(encoded, vocab, classes), boost)
+        return self._lists[key]
+
+    def grammar(
+        self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig
+    ) -> ClassGrammar | None:
+        """The class transitions of a batch, over the model's own language model, a mixture, or an external one.
+
+        An external language model goes this way also without lists: in an utterance without them the classes
+        have no part, and nothing depends on what shares its batch.
+
+        Raises:
+            ConfigError: lists as classes where no language model knows classes.
+        """
+        classed = self.biasing(options) == "classes" and any(lists)
+        fused = options.fusion.weight > 0 and bool(options.fusion.lm)
+        contexts, scale = emitter.contexts, None
+        if fused and options.fusion.how == "mix":
+            if contexts is None:
+                raise ConfigError(
+                    "fusion.how mix with a model that has no language model of its own",
+                    "fusion.how add",
+                    "use fusion.how=add",
+                )
+            external = self.models.contexts(options.fusion.lm)
+            contexts = Interpolated(contexts, external, options.fusion.weight)
+        elif fused and contexts is None:
+            contexts, scale = self.models.contexts(options.fusion.lm), options.fusion.weight
+        elif not classed:
+            return None
+        if classed and (contexts is None or not contexts.knows_classes):
+            raise ConfigError(
+                "entity lists as classes where no language model knows classes",
+                "a class language model in fusion.lm, or biasing phrases",
+                "use biasing=phrases, a factorized model, or a language model trained on tagged text",
+            )
+        vocab, count = self._tokenizer.vocab_size, self._tokenizer.num_classes
+        nothing = PrefixTree.empty(vocab, count)
+        trees = [one.tree if one and classed else nothing for one in lists]
+        starts_word = torch.from_numpy(self._tokenizer.starts_word)
+        return ClassGrammar(contexts, starts_word, trees, options.class_bonus, lm_scale=scale)
+
+    def scorers(self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig) -> list[Scorer]:
+        """What is stacked beside the language model of the class transitions.
+
+        Raises:
+            ConfigError: an internal language model of a family that has none.
+        """
+        fusion, found = options.fusion, list[Scorer]()
+        if self.biasing(options) == "phrases" and any(lists):
+            nothing = BoostGraph.build([], self._tokenizer.vocab_size)
+            graphs = [one.boost if one and one.boost else nothing for one in lists]
+            device = emitter.lengths.device
+            found.append(PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device))
+        if fusion.lm and fusion.weight and fusion.how == "add" and emitter.contexts is not None:
+            found.append(ContextScorer(self.models.contexts(fusion.lm), "fusion", fusion.weight))
+        if fusion.internal == "lm":
+            source = ContextScorer(self.models.contexts(fusion.internal_lm), "internal", 1.0)
+            found.append(density_ratio(source, fusion.internal_weight))
+        if fusion.internal == "ilme":
+            model = emitter.contexts if emitter.contexts is not None else emitter
+            if model is emitter and not hasattr(emitter, "internal_logits"):
+                raise ConfigError(
+                    "fusion.internal ilme with a CTC model", "lm or none: CTC has no internal language model",
+                    "use fusion.internal=lm with an n-gram of the training transcripts",
+                )  # fmt: skip
+            found.append(ilme(model, fusion.internal_weight))
+        return found
+
+    def rescored(
+        self, found: Sequence[Sequence[RawHypothesis]], options: DecodingConfig
+    ) -> Sequence[Sequence[RawHypothesis]]:
+        """The n-best lists after the second pass."""
+        second, sources = options.rescoring, list[Scorer]()
+        if second.lm and second.weight:
+            sources.append(ContextScorer(self.models.contexts(second.lm), "rescoring", second.weight))
+        if second.internal_lm and second.internal_weight:
+            source = ContextScorer(self.models.contexts(second.internal_lm), "internal", 1.0)
+            sources.append(Subtracted(source, second.internal_weight, "rescoring_internal"))
+        return rescore_nbest(found, sources) if sources else found
+
+
+def resolve_biasing(options: DecodingConfig, own_classes: bool) -> str:
+    """What lists are used for: ``classes``, ``phrases`` or ``none``.
+
+    Args:
+        options: settings of the search.
+        own_classes: whether the model itself has a language model that knows classes.
+    """
+    if options.biasing != "auto":
+        return options.biasing
+    fused = bool(options.fusion.lm) and options.fusion.weight > 0
+    return "classes" if own_classes or fused else "phrases"
+
+
+def _phrases(encoded: EncodedCatalog, vocab: int) -> BoostGraph:
+    """All entries of all classes as phrases.
+
+    Raises:
+        ConfigError: a class that is not a list.
+    """
+    for kind in encoded.classes:
+        if kind.graph is not None:
+            raise ConfigError(
+                f"patterns or nested entries in class {kind.name!r} with biasing 'phrases'",
+                "listed phrases, or biasing 'classes'",
+                "list the phrases, or use a model with a class language model",
+            )
+    phrases = [
+        (kind.tokens[a:b].tolist(), 1.0)
+        for kind in encoded.classes
+        for a, b in zip(kind.offsets[:-1], kind.offsets[1:], strict=True)
+    ]
+    return BoostGraph.build(phrases, vocab)

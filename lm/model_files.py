@@ -1,0 +1,127 @@
+"""Language models as files: n-grams and Transformers (.safetensors), ARPA, KenLM; nothing in them runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Protocol
+
+from lm.errors import BundleError, ConfigError
+from lm.language_model import ContextStore
+from lm.tokenizer import Tokenizer
+
+ARPA = (".arpa", ".arpa.gz", ".arpa.xz")
+KENLM = (".bin", ".binary", ".klm", ".kenlm", ".mmap", ".trie")
+
+
+class Contextual(Protocol):
+    """What a search asks of a language model."""
+
+    def contexts(self) -> ContextStore:
+        """Contexts for one search."""
+        ...
+
+
+def model_name(path: Path) -> str:
+    """The name that a language model's file gives it: without folder and endings."""
+    for ending in (*ARPA, *KENLM, ".safetensors"):
+        if path.name.endswith(ending):
+            return path.name.removesuffix(ending)
+    return path.name
+
+
+def load_language_model(path: Path, tokenizer: Tokenizer, device: str = "cpu") -> Contextual:
+    """Read a language model for the tokens of ``tokenizer``.
+
+    Args:
+        path: ``.safetensors`` as this toolkit writes them, ``.arpa`` (also .gz, .xz), or a KenLM binary.
+        tokenizer: its tokens are the words of the language model.
+        device: where its scores are wanted; n-grams stay on the CPU.
+
+    Raises:
+        ConfigError: a file of another kind, or a language model for another tokenizer.
+        BundleError: a damaged file.
+    """
+    if path.name.endswith(ARPA):
+        from lm.ngram import NGramModel
+
+        return NGramModel.from_arpa(path, tokenizer)
+    if path.name.endswith(KENLM):
+        from lm.kenlm_model import KenLM
+
+        return KenLM(path, tokenizer)
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"language model {path.name}", "a name in .safetensors, .arpa, .arpa.gz, .bin or .klm", "rename it"
+        )  # fmt: skip
+    kind, config = _header(path, tokenizer)
+    if kind == "ngram":
+        from lm.ngram import NGramModel
+
+        return NGramModel.load(path, tokenizer)
+    if kind == "transformer":
+        return _load_transformer(path, config, tokenizer, device)
+    raise ConfigError(f"{path}: language model of kind {kind!r}", "ngram or transformer", "install the Vocative "
+                      "that wrote it")  # fmt: skip
+
+
+def save_transformer(path: Path, model: Contextual, tokenizer: Tokenizer) -> None:
+    """Write a Transformer with its shape and its tokenizer's fingerprint."""
+    from safetensors.torch import save_file
+
+    from lm.transformer import TransformerLM
+
+    assert isinstance(model, TransformerLM)
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    metadata = {
+        "kind": "transformer",
+        "config": model.config.model_dump_json(),
+        "tokenizer": tokenizer_digest(tokenizer),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata)
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Identifies a tokenizer."""
+    return hashlib.sha256(tokenizer.model_bytes).hexdigest()
+
+
+def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Kind and configuration, once the tokenizer is seen to be the same."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: {error}", "a language model", "copy it again or train it anew") from None
+    if "kind" not in metadata or "tokenizer" not in metadata:
+        raise BundleError(
+            f"{path} is no language model", "tensors with a kind and a tokenizer", "check the path"
+        )
+    if metadata["tokenizer"] != tokenizer_digest(tokenizer):
+        raise ConfigError(
+            f"language model {path.name} of another tokenizer", "one trained with the model's tokenizer",
+            "train it with the tokenizer.model of this model folder",
+        )  # fmt: skip
+    return metadata["kind"], metadata.get("config", "{}")
+
+
+def _load_transformer(path: Path, config: str, tokenizer: Tokenizer, device: str) -> Contextual:
+    from safetensors.torch import load_file
+
+    from lm.config import build_config
+    from lm.transformer import TransformerLM, TransformerLMConfig
+
+    shape = build_config(TransformerLMConfig, json.loads(config), str(path))
+    model = TransformerLM(shape, tokenizer.vocab_size, tokenizer.num_classes)
+    try:
+        model.load_state_dict(load_file(str(path)))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(
+            f"{path}: {reason}", "the tensors its configuration describes", "copy it again"
+        ) from None
+    return model.to(device).eval()
