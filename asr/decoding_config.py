@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from decoding.frame_sync import BeamConfig
-from lm.config import Config
+from lm.config import Config, build_config, merge
 
 
 class FusionConfig(Config):
@@ -74,3 +75,11 @@ class DecodingConfig(Config):
     """A language model behind the search."""
     segment_s: float = Field(30.0, ge=1)
     """Longer recordings are cut into pieces of at most this length, at quiet places."""
+
+    def changed(self, changes: Mapping[str, Any], source: str) -> DecodingConfig:
+        """These settings with ``changes``, nested as in a model's ``config.yaml``.
+
+        Raises:
+            ConfigError: a setting that is not known or cannot be; ``source`` names where it came from.
+        """
+        return build_config(DecodingConfig, merge(self.model_dump(mode="json"), dict(changes)), source)

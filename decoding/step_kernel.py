@@ -192,7 +192,7 @@ def _repeats(heard: Heard, b: int, at: int, floor: Real, before: Floats) -> bool
     best = np.float32(-np.inf)
     for k in range(len(before)):
         best = max(best, before[k] + heard.repeat[b, k, at])
-    return best >= floor
+    return bool(best >= floor)
 
 
 @njit(cache=True)

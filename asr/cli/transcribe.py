@@ -52,6 +52,33 @@ Beam = Annotated[
     int | None,
     typer.Option(min=1, help="Hypotheses kept; default: what the model says.", rich_help_panel=_SEARCH),
 ]
+LM = Annotated[
+    Path | None,
+    typer.Option(
+        "--lm",
+        metavar="FILE",
+        help="A language model to fuse: .arpa (also .gz), .safetensors, KenLM .bin; over the model's subwords.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+LMWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--lm-weight",
+        min=0,
+        help="Its weight; default: 0.3, or what the model says.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the search, as in the model's config.yaml under decoding; may be repeated.",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Formats = Annotated[
     str,
     typer.Option(
@@ -86,6 +113,9 @@ def transcribe(
     model: Model,
     entities: Entities = None,
     beam: Beam = None,
+    lm: LM = None,
+    lm_weight: LMWeight = None,
+    settings: Settings = None,
     formats: Formats = "txt",
     out: Out = None,
     overwrite: Overwrite = False,
@@ -105,6 +135,8 @@ def transcribe(
       asr transcribe call.wav --model exp/model --entities contacts.yaml
       asr transcribe calls/ "more/**/*.flac" -m exp/model -o results -f txt,json,ctm
       asr transcribe test/wav.scp --model exp/model --beam 16 --out results
+      asr transcribe call.wav -m exp/model --lm domain.arpa --lm-weight 0.4
+      asr transcribe call.wav -m exp/model --set class_bonus=2 --set fusion.how=mix
       find . -name "*.wav" | asr transcribe - --model exp/model
 
     A list of names, contacts.yaml:
@@ -123,7 +155,8 @@ def transcribe(
     names = check_formats(formats, out)
     recordings = list_recordings(files, sys.stdin)
     catalog = _load_catalog(entities)
-    job = _Job(model, device, catalog, beam, batch_s)
+    changes = search_changes(beam, lm, lm_weight, settings or [])
+    job = _Job(model, device, catalog, lm, changes, batch_s)
     if out is None:
         return _to_stdout(job, recordings, names[0])
     return _to_folder(job, recordings, names, out, overwrite)
@@ -146,23 +179,52 @@ def check_formats(text: str, out: Path | None) -> list[str]:
     return names
 
 
+def search_changes(
+    beam: int | None, lm: Path | None, lm_weight: float | None, settings: Sequence[str]
+) -> dict[str, Any]:
+    """What the options change in the model's settings of the search.
+
+    Raises:
+        ConfigError: a setting that is not ``key=value``, or a weight without a language model.
+    """
+    from lm.config import apply_overrides
+    from lm.model_files import model_name
+
+    given = list(settings)
+    given += [f"search.beam={beam}"] if beam is not None else []
+    given += [f"fusion.lm={json.dumps(model_name(lm))}"] if lm else []
+    given += [f"fusion.weight={lm_weight}"] if lm_weight is not None else []
+    changes = apply_overrides({}, given)
+    if lm_weight is not None and lm is None and "lm" not in changes.get("fusion", {}):
+        raise ConfigError("--lm-weight without --lm", "a language model", "add --lm FILE")
+    return changes
+
+
 class _Job:
     """What is to be done, apart from where results go."""
 
     def __init__(
-        self, model: Path, device: str, catalog: EntityCatalog | None, beam: int | None, batch_s: float
+        self,
+        model: Path,
+        device: str,
+        catalog: EntityCatalog | None,
+        lm: Path | None,
+        changes: dict[str, Any],
+        batch_s: float,
     ) -> None:
         from asr.bundle import bundle_fingerprint
 
         self._model = model
         self._device = device
         self._catalog = catalog
-        self._beam = beam
+        self._lm = lm
+        self._changes = changes
         self._batch_s = batch_s
         self.settings: dict[str, Any] = {
             "model": bundle_fingerprint(model),
             "entities": catalog.fingerprint() if catalog else None,
-            "beam": beam,
+            "search": changes,
+            "lm": file_digest(lm) if lm else None,
         }
         self.notes: dict[str, Any] = {}
         self.tally = Tally()
@@ -177,10 +239,12 @@ class _Job:
             if counts["partly"] or counts["failed"]:
                 say(f"warning: {report.summary()}; asr classes shows them all")
             self.notes["entity_list"] = counts
-        options = recognizer.decoding
-        if self._beam is not None:
-            search = options.search.model_copy(update={"beam": self._beam})
-            options = options.model_copy(update={"search": search})
+        if self._lm:
+            from lm.model_files import model_name
+
+            recognizer.language_models.add(model_name(self._lm), self._lm)
+            recognizer.language_models.get(model_name(self._lm))
+        options = recognizer.decoding.changed(self._changes, "--set")
         return partial(
             recognizer.transcribe_many, entities=self._catalog, batch_s=self._batch_s, options=options
         )
@@ -296,6 +360,21 @@ def load_recognizer(model: Path, device: str) -> Recognizer:
     if device == "cpu" and not is_compiled():
         say("compiling the search for this machine, once; this takes half a minute")
     return Recognizer.load(model, device)
+
+
+def file_digest(path: Path) -> str:
+    """Identifies the content of a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    import hashlib
+
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "a file that can be read", "check the path") from None
 
 
 def _size(path: Path) -> float:

@@ -379,10 +379,10 @@ DRIVER = """
 import signal, sys
 sys.path[:0] = [{tests!r}]
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from types import SimpleNamespace
 import asr.cli.transcribe
+from asr.decoding_config import DecodingConfig
 from test_cli import Fake
-options = SimpleNamespace(search=SimpleNamespace(beam=8))
+options = DecodingConfig()
 asr.cli.transcribe.load_recognizer = lambda model, device: Fake(options)
 sys.argv = ["asr", "transcribe", *sys.argv[1:]]
 from asr.cli.main import main
