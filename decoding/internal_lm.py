@@ -76,7 +76,7 @@ class InternalContexts:
     def score(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """See ``Contexts.score``."""
         # The hypotheses of a beam share most of what they said last.
-        states, place = contexts.unique(return_inverse=True)
+        states, place = torch.unique(contexts, return_inverse=True)
         logp = self._model.internal_logits(states).float().log_softmax(-1)
         return logp[place.unsqueeze(-1), tokens]
 

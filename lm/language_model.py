@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lm.config import Config
+
 
 class LanguageModel(nn.Module, ABC):
     """Base of the language models.
@@ -21,7 +23,12 @@ class LanguageModel(nn.Module, ABC):
     Args:
         num_tokens: V, surface tokens.
         num_classes: C, class tags that may stand for an entity.
+
+    Attributes:
+        config: its shape.
     """
+
+    config: Config
 
     def __init__(self, num_tokens: int, num_classes: int) -> None:
         super().__init__()

@@ -1,17 +1,19 @@
-"""Language models as files: n-grams and Transformers (.safetensors), ARPA, KenLM; nothing in them runs code."""
+"""Language models as files: n-grams and neural ones (.safetensors), ARPA, KenLM; nothing in them runs code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from lm.config import Config, build_config
 from lm.errors import BundleError, ConfigError
-from lm.language_model import ContextStore
+from lm.language_model import ContextStore, LanguageModel
 from lm.tokenizer import Tokenizer
 
 ARPA = (".arpa", ".arpa.gz", ".arpa.xz")
+NEURAL = ("transformer", "lstm", "based")
 KENLM = (".bin", ".binary", ".klm", ".kenlm", ".mmap", ".trie")
 
 
@@ -60,25 +62,48 @@ def load_language_model(path: Path, tokenizer: Tokenizer, device: str = "cpu") -
         from lm.ngram import NGramModel
 
         return NGramModel.load(path, tokenizer)
-    if kind == "transformer":
-        return _load_transformer(path, config, tokenizer, device)
-    raise ConfigError(f"{path}: language model of kind {kind!r}", "ngram or transformer", "install the Vocative "
-                      "that wrote it")  # fmt: skip
+    if kind in NEURAL:
+        return _load_neural(path, kind, config, tokenizer, device)
+    known = ", ".join(("ngram", *NEURAL))
+    raise ConfigError(f"{path}: language model of kind {kind!r}", known, "install the Vocative that wrote it")
 
 
-def save_transformer(path: Path, model: Contextual, tokenizer: Tokenizer) -> None:
-    """Write a Transformer with its shape and its tokenizer's fingerprint."""
+def make_language_model(
+    kind: str, config: dict[str, Any], tokenizer: Tokenizer, source: str
+) -> LanguageModel:
+    """A neural language model with fresh weights.
+
+    Args:
+        kind: one of ``NEURAL``.
+        config: its shape.
+        tokenizer: whose tokens and classes it is over.
+        source: where the shape came from, for errors.
+
+    Raises:
+        ConfigError: a shape that cannot be.
+    """
+    sizes = tokenizer.vocab_size, tokenizer.num_classes
+    if kind == "lstm":
+        from lm.lstm import LSTMLM, LSTMLMConfig
+
+        return LSTMLM(build_config(LSTMLMConfig, config, source), *sizes)
+    if kind == "based":
+        from lm.based import BasedLM, BasedLMConfig
+
+        return BasedLM(build_config(BasedLMConfig, config, source), *sizes)
+    from lm.transformer import TransformerLM, TransformerLMConfig
+
+    return TransformerLM(build_config(TransformerLMConfig, config, source), *sizes)
+
+
+def save_language_model(
+    path: Path, kind: str, config: Config, model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    """Write a neural language model with its shape and its tokenizer's fingerprint."""
     from safetensors.torch import save_file
 
-    from lm.transformer import TransformerLM
-
-    assert isinstance(model, TransformerLM)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    metadata = {
-        "kind": "transformer",
-        "config": model.config.model_dump_json(),
-        "tokenizer": tokenizer_digest(tokenizer),
-    }
+    metadata = {"kind": kind, "config": config.model_dump_json(), "tokenizer": tokenizer_digest(tokenizer)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
 
@@ -109,14 +134,10 @@ def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
     return metadata["kind"], metadata.get("config", "{}")
 
 
-def _load_transformer(path: Path, config: str, tokenizer: Tokenizer, device: str) -> Contextual:
+def _load_neural(path: Path, kind: str, config: str, tokenizer: Tokenizer, device: str) -> LanguageModel:
     from safetensors.torch import load_file
 
-    from lm.config import build_config
-    from lm.transformer import TransformerLM, TransformerLMConfig
-
-    shape = build_config(TransformerLMConfig, json.loads(config), str(path))
-    model = TransformerLM(shape, tokenizer.vocab_size, tokenizer.num_classes)
+    model = make_language_model(kind, json.loads(config), tokenizer, str(path))
     try:
         model.load_state_dict(load_file(str(path)))
     except RuntimeError as error:

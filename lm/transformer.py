@@ -35,6 +35,8 @@ class TransformerLMConfig(Config):
 class TransformerLM(LanguageModel):
     """A causal Transformer over V surface tokens and C class tags."""
 
+    config: TransformerLMConfig
+
     def __init__(self, config: TransformerLMConfig, num_tokens: int, num_classes: int) -> None:
         super().__init__(num_tokens, num_classes)
         self.config = config

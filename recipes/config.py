@@ -10,7 +10,6 @@ from asr.decoding_config import DecodingConfig
 from asr.features import FeatureConfig
 from asr.training.config import TrainingConfig
 from lm.config import Config
-from lm.transformer import TransformerLMConfig
 
 LMName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
@@ -33,13 +32,13 @@ class NGramConfig(Config):
     """Tokens a probability depends on, its own included."""
 
 
-class TransformerConfig(Config):
-    """A Transformer language model over subwords and class tags."""
+class NeuralConfig(Config):
+    """A neural language model over subwords and class tags."""
 
-    kind: Literal["transformer"]
+    kind: Literal["transformer", "lstm", "based"]
     """What it is."""
-    model: TransformerLMConfig = TransformerLMConfig()
-    """Its shape."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Its shape: the configuration of its kind."""
     epochs: int = Field(20, ge=1)
     """Passes over the text; the one with the lowest perplexity on dev is kept."""
     batch_tokens: int = Field(2000, ge=1)
@@ -83,8 +82,8 @@ class RecipeConfig(Config):
     """The training run."""
     decoding: DecodingConfig = DecodingConfig()
     """How the model is searched; kept in the finished model."""
-    language_models: dict[LMName, Annotated[NGramConfig | TransformerConfig, Field(discriminator="kind")]] = (
-        Field(default_factory=dict)
+    language_models: dict[LMName, Annotated[NGramConfig | NeuralConfig, Field(discriminator="kind")]] = Field(
+        default_factory=dict
     )
     """Language models trained on the corpus's text, by name; they go into the model's ``lm/``."""
     systems: list[SystemConfig] = Field(min_length=1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.config import NGramConfig, RecipeConfig, TransformerConfig
+from recipes.config import NeuralConfig, NGramConfig, RecipeConfig
 from recipes.console import progress, say
 from recipes.train import Layout
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asr.data.examples import Example
-    from lm.language_model import ContextStore
+    from lm.language_model import ContextStore, LanguageModel
     from lm.tokenizer import Tokenizer
-    from lm.transformer import TransformerLM
 
 
 def make_language_models(config: RecipeConfig, folder: Layout) -> None:
@@ -38,7 +37,7 @@ def make_language_models(config: RecipeConfig, folder: Layout) -> None:
         if isinstance(settings, NGramConfig):
             contexts = _train_ngram(settings, text, tokenizer, target)
         else:
-            contexts = _train_transformer(name, settings, text, dev, tokenizer, target, config.training.seed)
+            contexts = _train_neural(name, settings, text, dev, tokenizer, target, config.training.seed)
         rates = [_perplexity(contexts, dev, tokenizer.vocab_size, classes) for classes in (False, True)]
         say(
             f"    {name}: perplexity on dev {rates[0]:.2f} a token as spoken, {rates[1]:.2f} with entities as "
@@ -64,9 +63,9 @@ def _train_ngram(
     return model.contexts()
 
 
-def _train_transformer(
+def _train_neural(
     name: str,
-    config: TransformerConfig,
+    config: NeuralConfig,
     text: Sequence[Example],
     dev: Sequence[Example],
     tokenizer: Tokenizer,
@@ -76,11 +75,10 @@ def _train_transformer(
     """AdamW with a short rise and a half cosine; entities become their class at random; the best epoch is kept."""
     import torch
 
-    from lm.model_files import save_transformer
-    from lm.transformer import TransformerLM
+    from lm.model_files import load_language_model, make_language_model, save_language_model
 
     torch.manual_seed(seed)
-    model = TransformerLM(config.model, tokenizer.vocab_size, tokenizer.num_classes)
+    model = make_language_model(config.kind, config.model, tokenizer, f"language_models.{name}.model")
     draw = random.Random(seed)
     batches = _batches(text, config.batch_tokens)
     steps = config.epochs * len(batches)
@@ -107,10 +105,8 @@ def _train_transformer(
                 found = _perplexity(model.contexts(), dev, tokenizer.vocab_size, False)
             if found < best:
                 best = found
-                save_transformer(target, model, tokenizer)
+                save_language_model(target, config.kind, model.config, model, tokenizer)
             model.train()
-    from lm.model_files import load_language_model
-
     return load_language_model(target, tokenizer).contexts()
 
 
@@ -132,7 +128,7 @@ def _batches(text: Sequence[Example], tokens: int) -> list[list[Example]]:
     return batches
 
 
-def _cross_entropy(model: TransformerLM, rows: Sequence[Sequence[int]]) -> Tensor:
+def _cross_entropy(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
     import torch
 
     tokens = torch.nn.utils.rnn.pad_sequence(
