@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,14 +102,9 @@ def save_language_model(
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    metadata = {"kind": kind, "config": config.model_dump_json(), "tokenizer": tokenizer_digest(tokenizer)}
+    metadata = {"kind": kind, "config": config.model_dump_json(), "tokenizer": tokenizer.digest}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
-
-
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Identifies a tokenizer."""
-    return hashlib.sha256(tokenizer.model_bytes).hexdigest()
 
 
 def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -126,7 +120,7 @@ def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
         raise BundleError(
             f"{path} is no language model", "tensors with a kind and a tokenizer", "check the path"
         )
-    if metadata["tokenizer"] != tokenizer_digest(tokenizer):
+    if metadata["tokenizer"] != tokenizer.digest:
         raise ConfigError(
             f"language model {path.name} of another tokenizer", "one trained with the model's tokenizer",
             "train it with the tokenizer.model of this model folder",

@@ -7,6 +7,7 @@ training folds all text to upper or lower case, so after loading the letters of 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import unicodedata
@@ -127,6 +128,11 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self.model_bytes,)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the tokenizer: SHA-256 of its model."""
+        return hashlib.sha256(self.model_bytes).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -59,7 +59,7 @@ def _train_ngram(
     arpa = target.with_suffix(".arpa")
     train_arpa(sentences, config.order, arpa)
     model = NGramModel.from_arpa(arpa, tokenizer)
-    model.save(target)
+    model.save(target, tokenizer)
     return model.contexts()
 
 

@@ -1,0 +1,280 @@
+"""N-gram language models as flat tensors: the whole vocabulary scored for many histories at once.
+
+A state is a history that the model tells apart, the longest suffix of what was said that it has n-grams for; states
+are numbered, and so many hypotheses share one. A state's scores are those of the state it backs off to, plus its
+back-off weight, with its own n-grams written over them; so a row costs one pass down the chain of suffixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.arpa import Floats, Ints, NGrams, read_arpa
+from lm.errors import BundleError, DataError
+from lm.language_model import ContextStore, Rows
+from lm.tokenizer import Tokenizer
+
+PARTS = ("key", "logp", "target", "backoff_logp", "backoff")
+"""Tensors of a file."""
+
+MOST_ROWS = 50_000
+"""Rows that are kept between searches; a row takes 8 (V + C) bytes."""
+
+
+@dataclass(eq=False)
+class NGramModel:
+    """An n-gram model over the V surface tokens and C class tags of a tokenizer, and ``</s>``, W in all.
+
+    Attributes:
+        num_tokens: V.
+        num_classes: C.
+        key: ``(arcs,)`` state * W + word, rising; ``logp`` and ``target`` likewise. State 0 is the empty history.
+        backoff_logp: ``(states,)``.
+        backoff: ``(states,)`` state that each backs off to; 0 to itself.
+        start: state behind ``<s>``.
+        dropped: n-grams left out because of words that are no tokens.
+    """
+
+    num_tokens: int
+    num_classes: int
+    key: Tensor
+    logp: Tensor
+    target: Tensor
+    backoff_logp: Tensor
+    backoff: Tensor
+    start: int
+    dropped: int = 0
+    _store: NGramContexts | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_arpa(cls, path: Path, tokenizer: Tokenizer) -> NGramModel:
+        """Compile an ARPA file whose words are the tokenizer's pieces and class tags (``<contact>``).
+
+        A token without a unigram has the probability of ``<unk>``; a class tag without one cannot follow.
+
+        Raises:
+            DataError: a broken file, or tokens without unigram and no ``<unk>``.
+        """
+        names = [*tokenizer.pieces, *(f"<{name}>" for name in tokenizer.classes), "</s>", "<s>", "<unk>"]
+        number = {name: i for i, name in enumerate(names)}
+        levels, dropped = read_arpa(path, number)
+        return compile_ngrams(levels, tokenizer.vocab_size, tokenizer.num_classes, str(path), dropped)
+
+    @classmethod
+    def load(cls, path: Path, tokenizer: Tokenizer) -> NGramModel:
+        """Read what ``save`` wrote.
+
+        Raises:
+            BundleError: a damaged file, or the model of another vocabulary.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(str(path))
+            sizes = tensors.pop("sizes").tolist()
+            key, logp, target, backoff_logp, backoff = (tensors[name] for name in PARTS)
+            tables = key, logp, target, backoff_logp, backoff
+            model = cls(sizes[0], sizes[1], *tables, start=sizes[2], dropped=sizes[3])
+        except (SafetensorError, OSError, KeyError, TypeError, IndexError) as error:
+            raise BundleError(f"{path}: {error}", "a compiled n-gram model", "compile it again") from None
+        if sizes[:2] != [tokenizer.vocab_size, tokenizer.num_classes]:
+            raise BundleError(
+                f"{path}: {sizes[0]} tokens and {sizes[1]} classes",
+                f"{tokenizer.vocab_size} and {tokenizer.num_classes}",
+                "train it with the tokenizer of this model",
+            )
+        return model
+
+    def save(self, path: Path, tokenizer: Tokenizer) -> None:
+        """Write the compiled model."""
+        from safetensors.torch import save_file
+
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in PARTS}
+        tensors["sizes"] = torch.tensor([self.num_tokens, self.num_classes, self.start, self.dropped])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, {"kind": "ngram", "tokenizer": tokenizer.digest})
+
+    @property
+    def width(self) -> int:
+        """W: tokens, class tags and ``</s>``."""
+        return self.num_tokens + self.num_classes + 1
+
+    def contexts(self) -> NGramContexts:
+        """Contexts for a search; rows computed for searches before are there already."""
+        if self._store is None or len(self._store) > MOST_ROWS:
+            self._store = NGramContexts(self)
+        return self._store
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Natural-log probabilities ``(M, W)`` of every word, ``</s>`` last, after ``states`` ``(M,)``."""
+        chain = [states]
+        while bool((chain[-1] != 0).any()):
+            chain.append(self.backoff[chain[-1]])
+        width = self.width
+        scores = torch.full((len(states), width), -torch.inf, device=states.device)
+        for depth, each in enumerate(reversed(chain)):
+            if depth:
+                scores += self.backoff_logp[each, None] * (each != 0)[:, None]
+            # A chain shorter than the longest stays at the empty history, whose n-grams are written once.
+            live = torch.ones_like(each, dtype=torch.bool) if not depth else each != 0
+            first = torch.searchsorted(self.key, each * width)
+            count = (torch.searchsorted(self.key, (each + 1) * width) - first) * live
+            row = torch.repeat_interleave(torch.arange(len(states), device=states.device), count)
+            arc = torch.arange(len(row), device=states.device) - (count.cumsum(0) - count)[row] + first[row]
+            scores[row, self.key[arc] % width] = self.logp[arc]
+        return scores
+
+    def advance(self, states: Tensor, words: Tensor) -> Tensor:
+        """States ``(M,)`` after a word each."""
+        after, at = torch.zeros_like(states), states.clone()
+        missing = torch.ones_like(states, dtype=torch.bool)
+        while True:
+            wanted = at * self.width + words
+            place = torch.searchsorted(self.key, wanted).clamp_max(len(self.key) - 1)
+            found = missing & (self.key[place] == wanted)
+            after = torch.where(found, self.target[place], after)
+            missing = missing & ~found & (at != 0)
+            if not bool(missing.any()):
+                return after
+            at = torch.where(missing, self.backoff[at], at)
+
+    def score_text(self, words: Sequence[int], end: bool = True) -> float:
+        """Natural-log probability of a sentence as the ARPA file has it, from ``<s>``, with ``</s>`` if wanted."""
+        total, state = 0.0, torch.tensor([self.start])
+        for word in [*words, self.width - 1] if end else words:
+            total += float(self.rows(state)[0, word])
+            state = self.advance(state, torch.tensor([word]))
+        return total
+
+
+class NGramContexts(ContextStore):
+    """States of an n-gram model as contexts: a row for each state that was met, shared by all that lead there.
+
+    As everywhere in a search the surface tokens are normalised among themselves: what ``</s>`` and class tags take
+    is not counted for them, and tags have odds against all of them together.
+    """
+
+    def __init__(self, model: NGramModel) -> None:
+        super().__init__(model.num_tokens, model.num_classes, model.key.device)
+        self._model = model
+        self._states = Rows((), torch.long, self.device)
+        self._row = torch.full((len(model.backoff),), -1, dtype=torch.long, device=self.device)
+        self._rows_of(torch.tensor([model.start], device=self.device))
+
+    def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """See ``ContextStore.advance``."""
+        children = self._child.data[contexts, tokens]
+        missing = (children < 0).nonzero().squeeze(1)
+        if missing.numel():
+            parents, labels = contexts[missing], tokens[missing]
+            rows = self._rows_of(self._model.advance(self._states.data[parents], labels))
+            self._child.data[parents, labels] = rows.int()
+            children[missing] = rows.int()
+        return children.long()
+
+    def _rows_of(self, states: Tensor) -> Tensor:
+        new = states[self._row[states] < 0].unique()  # type: ignore[no-untyped-call]
+        if len(new):
+            scores = self._model.rows(new)[:, :-1]
+            first = self._append(scores)
+            self._origin.grow(first + len(new) - len(self._origin.data))
+            self._states.append(new)
+            self._row[new] = torch.arange(first, first + len(new), device=self.device)
+        return self._row[states]
+
+    def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        raise AssertionError("states are not a tree")
+
+
+def compile_ngrams(
+    levels: Sequence[NGrams], num_tokens: int, num_classes: int, source: str, dropped: int = 0
+) -> NGramModel:
+    """N-grams over tokens, tags, and then ``</s> <s> <unk>``, as flat tensors.
+
+    Raises:
+        DataError: tokens without unigram and no ``<unk>``; see ``NGramModel.from_arpa``.
+    """
+    width = num_tokens + num_classes + 1
+    bos, unk = width, width + 1
+    order = len(levels)
+    levels = [_filled(levels[0], num_tokens, width, unk, source), *levels[1:]]
+    number: dict[tuple[int, ...], int] = {(): 0}
+    for level in levels[: max(1, order - 1)]:
+        for words in map(tuple, level.words.tolist()):
+            if order > 1 and words[-1] != width - 1 and unk not in words:
+                number[words] = len(number)
+    backoff = np.zeros(len(number), np.int64)
+    backoff_logp = np.zeros(len(number))
+    for words, state in number.items():
+        backoff[state] = _longest(words[1:], number)
+    keys, logps, targets = list[int](), list[float](), list[int]()
+    for level in levels:
+        rows = map(tuple, level.words.tolist())
+        for words, logp, weight in zip(rows, level.logp.tolist(), level.backoff.tolist(), strict=True):
+            if words in number:
+                backoff_logp[number[words]] = weight
+            if words[-1] < width and words[:-1] in number:
+                keys.append(number[words[:-1]] * width + words[-1])
+                logps.append(logp)
+                targets.append(_longest(words, number) if words[-1] < width - 1 else 0)
+    return _flat(
+        keys, logps, targets, (backoff_logp, backoff), num_tokens, num_classes, number.get((bos,), 0), dropped
+    )
+
+
+def _flat(
+    keys: list[int],
+    logps: list[float],
+    targets: list[int],
+    states: tuple[Floats, Ints],
+    num_tokens: int,
+    num_classes: int,
+    start: int,
+    dropped: int,
+) -> NGramModel:
+    order = np.argsort(np.array(keys))
+    return NGramModel(
+        num_tokens,
+        num_classes,
+        torch.from_numpy(np.array(keys)[order]),
+        torch.from_numpy(np.array(logps)[order]).float(),
+        torch.from_numpy(np.array(targets, np.int64)[order]),
+        torch.from_numpy(states[0]).float(),
+        torch.from_numpy(states[1]),
+        start,
+        dropped,
+    )
+
+
+def _filled(unigrams: NGrams, num_tokens: int, width: int, unk: int, source: str) -> NGrams:
+    """Unigrams with that of ``<unk>`` for tokens that have none."""
+    words = unigrams.words[:, 0]
+    missing = np.setdiff1d(np.arange(num_tokens), words)
+    if not len(missing):
+        return unigrams
+    other = np.flatnonzero(words == unk)
+    if not len(other):
+        raise DataError(
+            f"{source}: no unigram for {len(missing)} of the {num_tokens} tokens, and none for <unk>",
+            "an n-gram model of the model's subwords",
+            "train it on text in the pieces of the model's tokenizer",
+        )
+    return NGrams(
+        np.concatenate((unigrams.words, missing[:, None])),
+        np.concatenate((unigrams.logp, np.repeat(unigrams.logp[other[0]], len(missing)))),
+        np.concatenate((unigrams.backoff, np.zeros(len(missing)))),
+    )
+
+
+def _longest(words: tuple[int, ...], number: dict[tuple[int, ...], int]) -> int:
+    """State of the longest suffix that is one."""
+    while words not in number:
+        words = words[1:]
+    return number[words]

@@ -1,0 +1,260 @@
+"""The README's matrix: every family with every language model, internal one, use of lists and second pass.
+
+Tiny random models; what must hold whatever the weights are: the parts add up to the score (but for what
+recombination adds), each source that was asked for has its part, a weight of zero is as if the source were not
+there, lists without an entry are no lists, a batch gives what its recordings give alone, and times, confidences
+and entities come with it all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from asr.bundle import save_bundle
+from asr.decoding_config import DecodingConfig
+from asr.families import load_family
+from asr.features import FeatureConfig, FeatureNormaliser, fbank
+from asr.recognizer import Recognizer
+from decoding.result import Hypothesis, Transcript
+from lm.config import merge
+from lm.errors import ConfigError
+from lm.kneser_ney import train_arpa
+from lm.model_files import make_language_model, save_language_model
+from lm.ngram import NGramModel
+from lm.tokenizer import Tokenizer
+
+ENCODER = {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32}
+SHAPES: dict[str, dict[str, Any]] = {
+    "ctc": {"encoder": ENCODER},
+    "transducer": {"encoder": ENCODER, "joint_width": 16},
+    "factorized": {
+        "encoder": ENCODER,
+        "predictor": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
+        "blank_width": 8,
+    },
+}
+LISTS = {"contact": ["Maja Novak", "Jim", "Zoe", "Li", "Wu", "Anna"], "city": ["Ulm", "Bonn", "Rio"]}
+FAMILIES = tuple(SHAPES)
+MODELS = ("transformer", "lstm", "based", "ngram")
+SMALL: dict[str, dict[str, Any]] = {
+    "transformer": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
+    "lstm": {"width": 16},
+    "based": {"layers": 2, "width": 16, "heads": 2, "features": 2, "window": 3, "feed_forward": 32},
+}
+
+
+def sound(seconds: float, seed: int) -> NDArray[np.float32]:
+    random = np.random.default_rng(seed)
+    time_s = np.arange(1600) / 16000
+    parts = [
+        np.sin(2 * np.pi * random.uniform(100, 4000) * time_s) * random.uniform(0.05, 0.5)
+        + random.standard_normal(1600) * 10 ** random.uniform(-4, -1)
+        for _ in range(round(seconds * 10))
+    ]
+    return (np.concatenate(parts) / 2).astype(np.float32)
+
+
+def write_models(folder: Path, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Random neural ones, an n-gram of tagged text, and a bigram of its words; as files of a bundle."""
+    torch.manual_seed(5)
+    for kind, shape in SMALL.items():
+        model: Any = make_language_model(kind, shape, tokenizer, "here")
+        model.output.weight.data.mul_(4.0)
+        save_language_model(folder / f"{kind}.safetensors", kind, model.config, model, tokenizer)
+    names = [*tokenizer.pieces, *(f"<{name}>" for name in tokenizer.classes)]
+    random = np.random.default_rng(1)
+    tagged = [[names[i] for i in random.integers(0, len(names), 12)] for _ in range(60)]
+    words = [[piece for piece in sentence if not piece.startswith("<")] for sentence in tagged]
+    for name, order, text in (("ngram", 3, tagged), ("bigram", 2, words)):
+        train_arpa(text, order, folder / f"{name}.arpa")
+        NGramModel.from_arpa(folder / f"{name}.arpa", tokenizer).save(
+            folder / f"{name}.safetensors", tokenizer
+        )
+    return {f"lm/{path.name}": path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def recognizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recognizer]:
+    folder = tmp_path_factory.mktemp("matrix")
+    text = ["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20
+    tokenizer = Tokenizer.train(text, 40, ["contact", "city"])
+    extra = write_models(folder, tokenizer)
+    heard = [fbank(torch.from_numpy(sound(20.0, 9)), FeatureConfig())]
+    statistics = FeatureNormaliser.estimate(heard).state_dict()
+    found = {}
+    for family, shape in SHAPES.items():
+        torch.manual_seed(2)
+        weights = load_family(family, shape, tokenizer, "here").model.state_dict()
+        weights |= {f"normaliser.{name}": value for name, value in statistics.items()}
+        if family == "factorized":
+            weights["acoustic.weight"] *= 12
+            weights["blank_output.bias"] += 2.5
+        else:  # sharp enough to say something, and blank in most frames
+            head = "output.weight" if family == "ctc" else "joint.output.weight"
+            weights[head] *= 12 if family == "ctc" else 8
+            weights[head.removesuffix("weight") + "bias"][-1] += 3.0
+        config = {"family": family, "model": shape, "decoding": {"class_bonus": 4.0, "phrase_bonus": 2.0}}
+        bundle = save_bundle(folder / family, config, weights, tokenizer.model_bytes, "# Tiny", extra=extra)
+        found[family] = Recognizer.load(bundle)
+    return found
+
+
+def options_of(recognizer: Recognizer, **changes: Any) -> DecodingConfig:
+    return DecodingConfig.model_validate(merge(recognizer.decoding.model_dump(mode="json"), changes))
+
+
+def alike(one: Transcript, other: Transcript) -> None:
+    """Equal but for the last digits of scores, and what they decide."""
+    best, theirs = one.hypotheses[0], other.hypotheses[0]
+    assert best.text == theirs.text
+    assert [(w.text, w.start_s) for w in best.words] == [(w.text, w.start_s) for w in theirs.words]
+    assert [e.written for e in best.entities] == [e.written for e in theirs.entities]
+    assert best.score == pytest.approx(theirs.score, abs=0.02)
+
+
+def check(result: Transcript, parts: set[str]) -> None:
+    assert result.text
+    for hypothesis in result.hypotheses:
+        check_hypothesis(hypothesis, parts, result.duration_s)
+
+
+def check_hypothesis(hypothesis: Hypothesis, parts: set[str], duration_s: float) -> None:
+    assert parts <= hypothesis.scores.keys()
+    assert sum(hypothesis.scores.values()) <= hypothesis.score + 1e-3, "recombination only adds"
+    times = [(w.start_s, w.end_s) for w in hypothesis.words]
+    assert all(0 <= start <= end <= duration_s for start, end in times)
+    assert times == sorted(times)
+    assert all(0 <= w.confidence <= 1 for w in hypothesis.words)
+    assert all(0 <= e.confidence <= 1 and e.start < e.end <= len(times) for e in hypothesis.entities)
+
+
+def internals(family: str) -> list[dict[str, Any]]:
+    known = [{}, {"internal": "lm", "internal_lm": "bigram", "internal_weight": 0.2}]
+    return known if family == "ctc" else [*known, {"internal": "ilme", "internal_weight": 0.2}]
+
+
+CELLS = [
+    pytest.param(family, how, model, internal, biasing, second, id="-".join(
+        (family, how, model, internal.get("internal", "no internal"), biasing, second or "one pass")
+    ))
+    for family in FAMILIES
+    for how in (("add", "mix") if family == "factorized" else ("add",))
+    for model in ("", *MODELS)
+    for internal in internals(family)
+    for biasing in ("none", "classes", "phrases")
+    for second in (("",) if internal else ("", "ngram"))
+    if (model or how == "add") and (model or family == "factorized" or biasing != "classes")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "how", "model", "internal", "biasing", "second"), CELLS)
+def test_cell(
+    recognizers: dict[str, Recognizer],
+    family: str,
+    how: str,
+    model: str,
+    internal: dict[str, Any],
+    biasing: str,
+    second: str,
+) -> None:
+    recognizer = recognizers[family]
+    fusion = {"lm": model, "weight": 0.3, "how": how, **internal}
+    options = options_of(
+        recognizer,
+        biasing=biasing,
+        fusion=fusion,
+        rescoring={"lm": second, "weight": 0.2},
+        search={"beam": 4},
+    )
+    recordings = [sound(1.5, 1), sound(2.2, 2)]
+    lists = [LISTS, None] if biasing != "none" else [None, None]
+    together = recognizer.transcribe(recordings, entities=lists, options=options)
+    parts = {"model"}
+    parts |= {"density_ratio"} if internal.get("internal") == "lm" else set()
+    parts |= {"ilme"} if internal.get("internal") == "ilme" else set()
+    parts |= {"rescoring"} if second else set()
+    parts |= {"phrases"} if biasing == "phrases" else set()
+    parts |= {"fusion" if how == "add" and family == "factorized" else "lm"} if model else set()
+    for result in together:
+        check(result, parts - {"phrases"})
+    check(together[0], parts)
+    assert biasing == "classes" or not any(h.entities for h in together[0].hypotheses)
+    for recording, entities, result in zip(recordings, lists, together, strict=True):
+        alone = recognizer.transcribe(recording, entities=entities, options=options)
+        alike(alone, result)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_weight_of_zero_is_no_source(recognizers: dict[str, Recognizer], family: str, model: str) -> None:
+    recognizer = recognizers[family]
+    plain = recognizer.transcribe(sound(2.0, 3), options=options_of(recognizer))
+    off = {
+        "fusion": {
+            "lm": model,
+            "weight": 0.0,
+            "internal": "lm",
+            "internal_lm": "bigram",
+            "internal_weight": 0.0,
+        },
+        "rescoring": {"lm": model, "weight": 0.0, "internal_lm": "bigram", "internal_weight": 0.0},
+    }
+    silent = recognizer.transcribe(sound(2.0, 3), options=options_of(recognizer, **off))
+    assert replace(silent, id="") == replace(plain, id="")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("biasing", ["classes", "phrases"])
+def test_no_lists_are_empty_lists(
+    recognizers: dict[str, Recognizer], family: str, model: str, biasing: str
+) -> None:
+    recognizer = recognizers[family]
+    options = options_of(recognizer, biasing=biasing, fusion={"lm": model})
+    results = recognizer.transcribe([sound(2.0, 3)] * 2, entities=[None, {}], options=options)
+    assert replace(results[0], id="") == replace(results[1], id="")
+    alone = recognizer.transcribe(sound(2.0, 3), options=options)
+    alike(alone, results[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_find_entities_in_every_family(recognizers: dict[str, Recognizer], family: str) -> None:
+    recognizer = recognizers[family]
+    options = options_of(recognizer, fusion={"lm": "transformer", "weight": 0.5}, class_bonus=9.0)
+    results = recognizer.transcribe([sound(3.0, s) for s in range(4)], entities=LISTS, options=options)
+    found = {e.written for r in results for h in r.hypotheses for e in h.entities}
+    assert found
+    assert found <= {name for names in LISTS.values() for name in names}
+
+
+@pytest.mark.parametrize("family", ["ctc", "transducer"])
+def test_lists_without_any_class_model_are_phrases(recognizers: dict[str, Recognizer], family: str) -> None:
+    recognizer = recognizers[family]
+    assert recognizer.decoding.biasing == "auto"
+    result = recognizer.transcribe(sound(2.0, 3), entities=LISTS)
+    assert "phrases" in result.hypotheses[0].scores
+    with pytest.raises(ConfigError, match="no language model knows classes"):
+        recognizer.transcribe(
+            sound(2.0, 3), entities=LISTS, options=options_of(recognizer, biasing="classes")
+        )
+    bigram = options_of(recognizer, biasing="classes", fusion={"lm": "bigram"})
+    with pytest.raises(ConfigError, match="no language model knows classes"):
+        recognizer.transcribe(sound(2.0, 3), entities=LISTS, options=bigram)
+
+
+def test_what_does_not_go_together(recognizers: dict[str, Recognizer]) -> None:
+    for family, fusion, says in (
+        ("ctc", {"internal": "ilme"}, "ilme with a CTC model"),
+        ("ctc", {"lm": "ngram", "how": "mix"}, "no language model of its own"),
+        ("factorized", {"lm": "trigram"}, "based, bigram, lstm, ngram, transformer"),
+    ):
+        recognizer = recognizers[family]
+        with pytest.raises(ConfigError, match=says):
+            recognizer.transcribe(sound(0.5, 1), options=options_of(recognizer, fusion=fusion))
