@@ -69,6 +69,8 @@ class DecodingConfig(Config):
     """Nats added to the log odds of every class against surface words; the only weight of classes."""
     phrase_bonus: float = Field(1.0, ge=0)
     """Nats added for each token of a phrase found, with biasing 'phrases'."""
+    label_bonus: float = 0.0
+    """Nats added for each label; language models in fusion make labels dearer and words are lost without it."""
     fusion: FusionConfig = FusionConfig()
     """An external language model in the search."""
     rescoring: RescoringConfig = RescoringConfig()

@@ -12,6 +12,7 @@ import torch
 from asr.decoding_config import DecodingConfig
 from decoding.class_status import ClassGrammar
 from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.length_bonus import LengthBonus
 from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.rescore import rescore_nbest
 from decoding.scorer import Scorer
@@ -174,6 +175,8 @@ class Knowledge:
             ConfigError: an internal language model of a family that has none.
         """
         fusion, found = options.fusion, list[Scorer]()
+        if options.label_bonus:
+            found.append(LengthBonus(options.label_bonus, emitter.lengths.device))
         if self.biasing(options) == "phrases" and any(lists):
             nothing = BoostGraph.build([], self._tokenizer.vocab_size)
             graphs = [one.boost if one and one.boost else nothing for one in lists]

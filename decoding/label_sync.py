@@ -43,13 +43,14 @@ from decoding.beam import (
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassArcs, ClassGrammar
 from decoding.label_emitter import Attending, LabelSynchronous, attended_frames
+from decoding.length_bonus import LENGTH, LengthBonus
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, RawHypothesis, Step, Trace
 from lm.config import Config
 from lm.errors import ConfigError
 
-LENGTH, CLASS_LM, CLASSES = "length", "lm", "classes"
-"""Parts of a score that no scorer of the caller has: length terms; class grammar outside and inside entities."""
+CLASS_LM, CLASSES = "lm", "classes"
+"""Names of the class grammar's parts: outside and inside entities."""
 
 
 class LabelBeamConfig(Config):
@@ -111,7 +112,7 @@ class LabelBeamSearch:
         self._emitter = emitter
         self._config = config
         self._grammar = grammar
-        bonus = [_LengthBonus(config.length_bonus, emitter.max_labels.device)] if config.length_bonus else []
+        bonus = [LengthBonus(config.length_bonus, emitter.max_labels.device)] if config.length_bonus else []
         self._scorers: list[Scorer] = [*bonus, *(s for s in scorers if s.weight)]
         self._names = [s.name for s in self._scorers] + ([CLASS_LM, CLASSES] if grammar else [])
         _check_names(self._names)
@@ -370,28 +371,6 @@ class LabelBeamSearch:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
         return -self._config.class_weight * share
-
-
-class _LengthBonus:
-    """The same score for every label."""
-
-    name = LENGTH
-
-    def __init__(self, weight: float, device: torch.device) -> None:
-        self.weight = weight
-        self._device = device
-
-    def start(self, utterances: int) -> Tensor:
-        return torch.zeros(utterances, dtype=torch.long, device=self._device)
-
-    def score(self, state: Tensor, tokens: Tensor) -> Tensor:
-        return torch.ones(tokens.shape, device=tokens.device)
-
-    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
-        return state
-
-    def finish(self, state: Tensor) -> Tensor:
-        return torch.zeros(state.shape, device=state.device)
 
 
 def best_surfaces(score: Tensor, surface: Tensor, size: int, room: int) -> tuple[Tensor, Tensor]:
