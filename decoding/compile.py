@@ -11,6 +11,7 @@ import torch
 
 from decoding.beam import SCORERS, Beam
 from decoding.fast_step import FastStep, Frames
+from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.pruning import Pruning
 from lm.transformer import TransformerLM, TransformerLMConfig
 
@@ -24,7 +25,7 @@ def is_compiled() -> bool:
 
 
 def compile_all() -> None:
-    """Take one step of a search for nothing, and one of a language model."""
+    """Take one step of a search for nothing, one of a phrase boost, and one of a language model."""
     size = (1, 1, 1)
     heard = Frames(
         frames=torch.zeros((1, 1), dtype=torch.long),
@@ -39,6 +40,8 @@ def compile_all() -> None:
     pruning = Pruning(1, 1.0, False, False, torch.device("cpu"))
     beam = Beam(torch.zeros((1, 1)), torch.zeros((1, 1, SCORERS), dtype=torch.long))
     FastStep(pruning, 1.0, 1, None).take(beam, heard)
+    boost = PhraseBoost([BoostGraph.build([([0], 1.0)], 1)], 1.0)
+    boost.score(boost.start(1), torch.zeros((1, 1), dtype=torch.long))
     TransformerLM(TransformerLMConfig(layers=1, width=4, heads=1, feed_forward=4), 1, 0).eval().contexts()
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ class PhraseBoost:
         weight: multiplies the scores (applied by the search).
         name: label of its part in ``Hypothesis.scores``.
         device: where the tables, and so all states, live.
+        reference: take every step in tensors, also on a CPU.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class PhraseBoost:
         weight: float,
         name: str = "boost",
         device: torch.device | str = "cpu",
+        reference: bool = False,
     ) -> None:
         self.name = name
         self.weight = weight
@@ -125,6 +128,7 @@ class PhraseBoost:
         self._phi = torch.cat([graph.phi for graph in distinct]).to(device)
         self._entry = torch.cat([graph.phi + graph.output for graph in distinct]).to(device)
         self._hops = max(graph.hops for graph in distinct)
+        self._compiled = not reference
 
     def start(self, utterances: int) -> Tensor:
         """First states ``(B,)``.
@@ -156,6 +160,8 @@ class PhraseBoost:
 
     def _step(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Next states ``(N, k)``: arcs of the state, of its hubs, of the root; the first that fits."""
+        if self._compiled and not state.is_cuda:
+            return self._step_compiled(state, tokens)
         after = self._root[self._graph[state][:, None], tokens]
         found = torch.zeros_like(tokens, dtype=torch.bool)
         for _ in range(self._hops + 1):
@@ -165,6 +171,16 @@ class PhraseBoost:
             after = torch.where(new, self._targets[at], after)
             found |= new
             state = self._hub[state]
+        return after
+
+    def _step_compiled(self, state: Tensor, tokens: Tensor) -> Tensor:
+        from decoding import boost_kernel
+
+        after = torch.empty(tokens.shape, dtype=torch.long)
+        tables = (self._keys, self._targets, self._root, self._graph, self._hub)
+        given: list[Any] = [each.contiguous().numpy() for each in (state, tokens, *tables)]
+        function: Any = boost_kernel.step
+        function(*given, self._hops, after.numpy())
         return after
 
 

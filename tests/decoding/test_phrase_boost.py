@@ -205,3 +205,23 @@ def test_wrong_batches_are_named() -> None:
         PhraseBoost([*graphs, BoostGraph.build([], 9)], 1.0)
     with pytest.raises(EntityListError, match="no boost graph"):
         PhraseBoost([], 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lists=st.lists(
+        st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=8), min_size=1, max_size=3
+    ),
+    spoken=st.lists(st.integers(0, 3), max_size=12),
+)
+def test_compiled_steps_are_steps_in_tensors(lists: list[list[list[int]]], spoken: list[int]) -> None:
+    graphs = [BoostGraph.build([(phrase, 1.0 + len(phrase)) for phrase in phrases], 4) for phrases in lists]
+    fast, slow = (PhraseBoost(graphs, 1.0, reference=reference) for reference in (False, True))
+    state = fast.start(len(graphs))
+    every = torch.arange(4).expand(len(graphs), -1)
+    for token in spoken:
+        assert torch.equal(fast.score(state, every), slow.score(state, every))
+        tokens = torch.full((len(graphs),), token)
+        after = fast.advance(state, tokens)
+        assert torch.equal(after, slow.advance(state, tokens))
+        state = after
