@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asr.recognizer import Recognizer as Recognizer
+    from asr.streaming import StreamingRecognizer as StreamingRecognizer
 
-__all__ = ["Recognizer"]
+__all__ = ["Recognizer", "StreamingRecognizer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the recognizer, and torch with it, only when it is asked for."""
+    """Import the recognizers, and torch with them, only when they are asked for."""
     if name == "Recognizer":
         from asr.recognizer import Recognizer
 
         return Recognizer
+    if name == "StreamingRecognizer":
+        from asr.streaming import StreamingRecognizer
+
+        return StreamingRecognizer
     raise AttributeError(f"module 'asr' has no attribute {name!r}")

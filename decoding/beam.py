@@ -58,17 +58,18 @@ def earlier(size: int, device: torch.device) -> Tensor:
     return order[None, :] < order[:, None]
 
 
-def recombine(score: Tensor, key: Tensor, before: Tensor) -> Tensor:
+def recombine(score: Tensor, key: Tensor, before: Tensor, maximum: bool = False) -> Tensor:
     """Sum the probability of equal hypotheses into the first of them; the others get -inf.
 
     Args:
         score: ``(B, M)`` sorted in descending order.
         key: ``(B, M)``.
         before: ``earlier(M)``.
+        maximum: the first keeps its own probability instead.
     """
     same = key[:, :, None] == key[:, None, :]
     repeated = (same & before).any(-1)
-    total = torch.where(same, score[:, None, :], -torch.inf).logsumexp(-1)
+    total = score if maximum else torch.where(same, score[:, None, :], -torch.inf).logsumexp(-1)
     # An unused place stays unused: its key may be anything.
     return torch.where(repeated | score.isneginf(), -torch.inf, total)
 

@@ -140,7 +140,7 @@ class ClassGrammar:
         return history, torch.full_like(history, NORMAL)
 
     def listen(self, tokens: Tensor, evidence: Tensor) -> None:
-        """Choose the arcs into entities for every frame; must be called once before ``arcs``.
+        """Choose the arcs into entities for every frame; must be called before ``arcs``, and again for new frames.
 
         Args:
             tokens: ``(B, T, k)`` candidate tokens of each frame.

@@ -13,6 +13,7 @@ from decoding.beam import SCORERS, Beam
 from decoding.fast_step import FastStep, Frames
 from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.pruning import Pruning
+from decoding.top_tokens import top_tokens
 from lm.transformer import TransformerLM, TransformerLMConfig
 
 
@@ -42,6 +43,7 @@ def compile_all() -> None:
     FastStep(pruning, 1.0, 1, None).take(beam, heard)
     boost = PhraseBoost([BoostGraph.build([([0], 1.0)], 1)], 1.0)
     boost.score(boost.start(1), torch.zeros((1, 1), dtype=torch.long))
+    top_tokens(torch.zeros((1, 2)), 1)
     TransformerLM(TransformerLMConfig(layers=1, width=4, heads=1, feed_forward=4), 1, 0).eval().contexts()
 
 

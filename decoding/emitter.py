@@ -55,6 +55,14 @@ class FrameSynchronous(Protocol):
     repeats: bool
     lookahead: int
 
+    def hear(self, encoded: Tensor, lengths: Tensor) -> None:
+        """Go on to the next frames of each utterance, ``lengths`` ``(B,)`` of ``encoded`` ``(B, T, D)``.
+
+        They are counted from 0 again and those before are forgotten, so a stream needs no more memory than the
+        frames it is at. States stay as they are.
+        """
+        ...
+
     def start(self) -> Tensor:
         """First state of each utterance ``(B,)`` int64."""
         ...

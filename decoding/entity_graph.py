@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,13 @@ class EntityGraph:
     def arcs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Arcs between nodes: rising keys ``node * V + token``, the nodes they lead to, their log probability."""
         return self._key, self._target, self._logp
+
+    def to_k2(self, utterance: int, class_index: int) -> Any:
+        """One class's entries as a k2 acceptor; see ``decoding.k2_bridge.tree_to_k2``."""
+        from decoding.k2_bridge import tree_to_k2
+
+        root = self.root_logp[utterance, class_index], self.root_target[utterance, class_index]
+        return tree_to_k2(root, self.arcs(), self.on_logp, self.end_logp)
 
     def child(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Target node and log P(token | node, not END) for ``nodes`` and ``tokens`` of one shape.

@@ -80,6 +80,7 @@ class FastStep:
             pruning.threshold,
             lm_scale,
             num_tokens,
+            pruning.maximum,
         )
         self._grammar = grammar
         tables = [_array(part) for part in grammar.tables()] if grammar else _no_tables()

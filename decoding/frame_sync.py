@@ -9,7 +9,7 @@ class history and place in a list are recombined by adding their probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -34,7 +34,7 @@ from decoding.emitter import FrameSynchronous
 from decoding.fast_step import FastStep, Frames, Taken
 from decoding.pruning import Pruning
 from decoding.scorer import Scorer
-from decoding.trace import BLANK, RawHypothesis, Step, Trace
+from decoding.trace import BLANK, Progress, RawHypothesis, Step, Trace
 from lm.config import Config
 from lm.errors import ConfigError
 
@@ -50,6 +50,8 @@ class BeamConfig(Config):
     """Labels a hypothesis may emit in one frame."""
     nbest: int = Field(8, ge=1)
     """Hypotheses returned for each utterance."""
+    recombine: Literal["sum", "max"] = "sum"
+    """What becomes of hypotheses that are found to be equal: their probabilities are added, or the best counts."""
 
 
 class _View(NamedTuple):
@@ -62,6 +64,9 @@ class _View(NamedTuple):
 
 class BeamSearch:
     """One search; make a new one for each batch.
+
+    ``run`` searches all frames that the emitter has. For streams, ``feed`` goes on with further frames, ``partial``
+    tells what was found so far, and ``finish`` ends the utterances.
 
     Every utterance goes through its frames at its own pace: the frames in which no label comes near enough to
     matter are passed in one go, up to ``emitter.lookahead`` of them, and a step is taken at the next frame that
@@ -99,13 +104,19 @@ class BeamSearch:
             # Minus infinity must stay it under a scale of zero.
             self._lm_scale = max(emitter.lm_scale if own else grammar.lm_scale or 0.0, 1e-12)
         self._pruning = Pruning(
-            config.beam, config.threshold, grammar is not None, emitter.repeats, emitter.lengths.device
+            config.beam,
+            config.threshold,
+            grammar is not None,
+            emitter.repeats,
+            emitter.lengths.device,
+            config.recombine == "max",
         )
         self._ahead = emitter.lookahead
-        self._trace = Trace()
+        self._trace = Trace(maximum=config.recombine == "max")
         utterances = len(emitter.lengths)
         self._row = torch.arange(utterances, device=emitter.lengths.device)
-        self._at = torch.zeros_like(self._row)  # frame of each utterance
+        self._heard = torch.zeros_like(self._row)  # frames of each utterance before those the emitter has
+        self._at = torch.zeros_like(self._row)  # frame of each utterance, of those
         self._symbols = torch.zeros_like(self._row)  # label steps taken in it
         self._fast = self._fast_step(reference)
         self._beam = self._first(utterances)
@@ -113,10 +124,46 @@ class BeamSearch:
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
         """Search the whole batch: the n-best list of each utterance, best first."""
+        self._advance_all()
+        return self.finish()
+
+    @torch.no_grad()
+    def feed(self, encoded: Tensor, lengths: Tensor) -> None:
+        """Go on with further frames; in whatever amounts they come, the hypotheses are those of the whole.
+
+        (CTC hypotheses that differ only in whether the last label may be repeated are added up where frames are
+        passed, so those near the threshold may differ.)
+
+        Args:
+            encoded: ``(B, T, D)`` encoder frames, as the emitter takes them.
+            lengths: ``(B,)`` how many of them each utterance has.
+        """
+        self._advance_all()
+        self._heard = self._heard + self._at
+        self._at = torch.zeros_like(self._at)
+        self._emitter.hear(encoded, lengths)
+        if self._grammar and self._fast is None:
+            self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
+        self._advance_all()
+        self._trace.settle(self._beam.score)
+
+    def partial(self) -> list[Progress]:
+        """The best hypothesis of each utterance so far, and how much of it stays.
+
+        The tokens of an entity that is not finished stand in it as plain ones.
+        """
+        return self._trace.progress(self._beam.score, [s.name for s in self._scorers])
+
+    @torch.no_grad()
+    def finish(self) -> list[list[RawHypothesis]]:
+        """End the utterances: the n-best list of each, best first."""
+        return self._finish(self._beam)
+
+    def _advance_all(self) -> None:
+        """Take steps until every utterance has passed the frames that the emitter has."""
         lengths = self._emitter.lengths
         while bool((self._at < lengths).any()):
             self._step(lengths)
-        return self._finish(self._beam)
 
     def _fast_step(self, reference: bool) -> FastStep | None:
         """Compiled steps, where there are any: on a CPU, for one symbol a frame."""
@@ -162,7 +209,7 @@ class BeamSearch:
         """Go on from a step taken in compiled code."""
         frame = self._at = self._at + taken.skipped
         self._ahead = _lookahead(taken.skipped, self._emitter.lookahead)
-        self._trace.steps.append(Step(frame, *taken[3:]))
+        self._trace.steps.append(Step(self._heard + frame, *taken[3:]))
         self._advance(taken.beam, taken.token, taken.node, taken.ended)
         self._at = frame + taken.stopped
         self._beam = taken.beam
@@ -227,7 +274,8 @@ class BeamSearch:
         no, nothing = torch.zeros_like(parent, dtype=torch.bool), torch.full_like(parent, BLANK)
         none = torch.zeros_like(waited)
         parts = none.new_zeros((*none.shape, len(self._scorers)))
-        self._trace.steps.append(Step(self._at, parent, nothing, nothing, no, no, none, none, parts, waited))
+        frame = self._heard + self._at
+        self._trace.steps.append(Step(frame, parent, nothing, nothing, no, no, none, none, parts, waited))
 
     def _extend(self, beam: Beam, view: _View, column: Tensor, stopped: Tensor, waited: Tensor) -> None:
         """Extend the hypotheses of the utterances that ``stopped`` at their ``column`` of the view."""
@@ -257,9 +305,8 @@ class BeamSearch:
         gains = (found.gain.flatten(1).gather(1, index), found.lm_gain.flatten(1).gather(1, index))
         chosen = self._chosen(extra, parent, found.place.gather(1, place), token)
         entered = (node >= 0) & (beam.state[..., NODE].gather(1, parent) < 0)
-        self._trace.steps.append(
-            Step(self._at, parent, token, node, entered, ended, *gains, chosen, waited.gather(1, parent))
-        )
+        frame, waited = self._heard + self._at, waited.gather(1, parent)
+        self._trace.steps.append(Step(frame, parent, token, node, entered, ended, *gains, chosen, waited))
         self._advance(new, token, node, ended)
         self._move_on(new, last, stopped)
         self._beam = new

@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     threshold: float
     lm_scale: float
     num_tokens: int
+    maximum: bool  # equal hypotheses are not added up
 
 
 class Heard(NamedTuple):

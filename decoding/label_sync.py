@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -71,6 +72,8 @@ class LabelBeamConfig(Config):
     Irie et al. 2019 (1905.04226). Against early ends where scorers make labels dearer."""
     class_weight: float = Field(0.3, gt=0)
     """Weight of the class grammar's language model."""
+    recombine: Literal["sum", "max"] = "sum"
+    """What becomes of class paths that are found to be equal: their probabilities are added, or the best counts."""
 
 
 @dataclass
@@ -160,7 +163,8 @@ class LabelBeamSearch:
         node, closed = self._nodes(found, index, column)
         state = self._follow(live.select(parent), token, node, closed)
         if self._grammar:
-            score = recombine(score, state_key(state), self._before[: score.shape[1], : score.shape[1]])
+            order = self._before[: score.shape[1], : score.shape[1]]
+            score = recombine(score, state_key(state), order, self._config.recombine == "max")
         score, kept = best_surfaces(score, state[..., SURFACE], self._config.beam, self._room)
         new = Beam(score, state)
         new.state = new.select(kept)

@@ -24,6 +24,7 @@ class Pruning:
         classes: whether there are entity lists.
         doubled: whether a label sequence has two hypotheses, as in CTC.
         device: where the search runs.
+        maximum: equal hypotheses are not added up; the best of them counts.
 
     Attributes:
         pool: extensions looked at before recombination, outside entities and again inside: as many with classes
@@ -34,10 +35,17 @@ class Pruning:
     """
 
     def __init__(
-        self, beam: int, threshold: float, classes: bool, doubled: bool, device: torch.device
+        self,
+        beam: int,
+        threshold: float,
+        classes: bool,
+        doubled: bool,
+        device: torch.device,
+        maximum: bool = False,
     ) -> None:
         self.beam = beam
         self.threshold = threshold
+        self.maximum = maximum
         self.pool = 4 * beam
         self.outside = 2 * beam if doubled else beam + max(1, beam // 4) if classes else beam
         self.inside = beam if classes else 0
@@ -71,7 +79,7 @@ class Pruning:
         scores, places, first = [], [], 0
         for size, width in zip(sizes, (self.outside, self.inside), strict=False):
             part = slice(first, first + size)
-            new = recombine(score[:, part], key[:, part], self._before[:size, :size])
+            new = recombine(score[:, part], key[:, part], self._before[:size, :size], self.maximum)
             new, order = new.sort(dim=-1, descending=True, stable=True)
             if first:
                 again = repeats(state[:, part, NODE].gather(1, order))

@@ -56,7 +56,8 @@ def settle(
             key[m] += _model(old[MODEL], place, at > 0, stopped) % 2
         for first in range(m):
             if key[first] == key[m] and total[first] > -np.inf:
-                total[first] = add(total[first], total[m])
+                if not settings.maximum:
+                    total[first] = add(total[first], total[m])
                 total[m] = -np.inf
                 break
     order = _order(total)

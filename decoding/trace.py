@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -40,6 +41,10 @@ class Step(NamedTuple):
     waited: Tensor
 
 
+ALONG = tuple(name for name in Step._fields if name not in ("frame", "parent"))
+"""What a step says of each hypothesis."""
+
+
 @dataclass(frozen=True)
 class TokenSpan:
     """An entity in a hypothesis: tokens ``start`` to ``end`` (exclusive) reached the list entries of ``node``."""
@@ -64,11 +69,88 @@ class RawHypothesis:
     spans: tuple[TokenSpan, ...]
 
 
+class Progress(NamedTuple):
+    """A search on its way: its best hypothesis, and how much of it stays whatever is heard next.
+
+    The first ``common`` tokens stay with their frames: all hypotheses have them. The first ``settled`` of these are
+    one path, so that their scores and entities stay too.
+    """
+
+    best: RawHypothesis
+    common: int
+    settled: int
+
+
+Path: TypeAlias = dict[str, NDArray[np.float64]]
+"""Every field of ``Step`` but the parent along the path of one hypothesis, ``(steps, ...)``."""
+
+
 @dataclass
 class Trace:
-    """All steps of a search."""
+    """All steps of a search, but for those that were settled.
+
+    ``past`` holds, for each utterance, what all hypotheses went through before ``steps``: a row for each token, and
+    one for all the blanks.
+    """
 
     steps: list[Step] = field(default_factory=list)
+    past: list[Path] = field(default_factory=list)
+    maximum: bool = False
+
+    def settle(self, score: Tensor) -> None:
+        """Fold into ``past`` the steps up to the last at which each utterance had one hypothesis left.
+
+        ``score`` ``(B, K)`` is that of the last step's hypotheses, -inf for those that are no more.
+        """
+        count, places = self._shared(~score.isneginf())
+        if not count:
+            return
+        columns = self._columns(places, self.steps[:count])
+        for b in range(len(score)):
+            path = {name: values[:, b, 0] for name, values in columns.items()}
+            if len(self.past) == b:
+                self.past.append(_folded(path))
+            else:
+                self.past[b] = _folded(_joined(self.past[b], path))
+        del self.steps[:count]
+
+    def progress(self, score: Tensor, names: list[str]) -> list[Progress]:
+        """The best hypothesis of each utterance, and what all of ``score`` ``(B, K)`` have in common with it."""
+        best = score.argmax(-1, keepdim=True)
+        columns = self._columns(best, self.steps)
+        nothing, found = dict.fromkeys(names, 0.0), []
+        for b, (total, agreed) in enumerate(
+            zip(score.gather(1, best).tolist(), self._agreed(score), strict=True)
+        ):
+            settled = int((self.past[b]["token"] != BLANK).sum()) if self.past else 0
+            hypothesis = self._hypothesis(columns, b, 0, total[0], nothing)
+            found.append(Progress(hypothesis, settled + agreed, settled))
+        return found
+
+    def _agreed(self, score: Tensor) -> list[int]:
+        """How many tokens of ``steps`` all live hypotheses of an utterance have at the same frames."""
+        every, live = self._columns(_places(score), self.steps, ("token",)), (~score.isneginf()).cpu().numpy()
+        found = []
+        for b, row in enumerate(live):
+            paths = []
+            for k in np.nonzero(row)[0] if every else ():
+                token, frame = every["token"][:, b, k], every["frame"][:, b, k]
+                said = token != BLANK
+                paths.append(list(zip(token[said].tolist(), frame[said].tolist(), strict=True)))
+            same = takewhile(lambda at: len(set(at)) == 1, zip(*paths, strict=False))
+            found.append(sum(1 for _ in same))
+        return found
+
+    def _shared(self, live: Tensor) -> tuple[int, Tensor]:
+        """How many steps the live hypotheses share, and the places ``(B, 1)`` they all came from in the last."""
+        index = _places(live)
+        one = live.int().argmax(-1, keepdim=True)
+        for count in range(len(self.steps), 0, -1):
+            same = index.gather(1, one)
+            if bool(((index == same) | ~live).all()):
+                return count, same
+            index = self.steps[count - 1].parent.gather(1, index)
+        return 0, one
 
     def read(
         self, score: Tensor, finish: Tensor, names: list[str], size: int, worth: Worth
@@ -86,7 +168,7 @@ class Trace:
             size: hypotheses wanted for each utterance.
             worth: what is given back to an entity of some tokens that ends at a node.
         """
-        columns = self._columns()
+        columns = self._columns(_places(score), self.steps)
         finals, last = score.tolist(), finish.tolist()
         lists = []
         for b, row in enumerate(finals):
@@ -95,28 +177,33 @@ class Trace:
                 self._hypothesis(columns, b, k, row[k], dict(zip(names, last[b][k], strict=True)))
                 for k in order
             ]
-            lists.append(_merge(found, worth)[:size])
+            lists.append(_merge(found, worth, self.maximum)[:size])
         return lists
 
-    def _columns(self) -> dict[str, NDArray[np.float64]]:
-        """Every field along the path of every final hypothesis, ``(steps, B, K, ...)``."""
-        first = self.steps[-1].parent
-        index = torch.arange(first.shape[1], device=first.device).expand_as(first)
-        rows: dict[str, list[Tensor]] = {name: [] for name in Step._fields if name not in ("frame", "parent")}
-        for step in reversed(self.steps):
+    def _columns(self, places: Tensor, steps: Sequence[Step], names: Sequence[str] = ALONG) -> Path:
+        """Frame and fields along the paths to ``places`` ``(B, J)`` of the last step: ``(steps, B, J, ...)``."""
+        if not steps:
+            return {}
+        index = places
+        rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        for step in reversed(steps):
             for name, found in rows.items():
                 value: Tensor = getattr(step, name)
                 wide = index if value.dim() == 2 else index.unsqueeze(-1).expand(-1, -1, value.shape[-1])
                 found.append(value.gather(1, wide))
             index = step.parent.gather(1, index)
         columns = {name: torch.stack(found[::-1]).cpu().double().numpy() for name, found in rows.items()}
-        frames = torch.stack([step.frame for step in self.steps]).unsqueeze(-1)  # the same for a whole beam
-        return columns | {"frame": frames.expand(-1, -1, first.shape[1]).cpu().double().numpy()}
+        frames = torch.stack([step.frame for step in steps]).unsqueeze(-1)  # the same for a whole beam
+        return columns | {"frame": frames.expand(-1, -1, places.shape[1]).cpu().double().numpy()}
 
     def _hypothesis(
-        self, columns: dict[str, NDArray[np.float64]], b: int, k: int, score: float, finish: dict[str, float]
+        self, columns: Path, b: int, k: int, score: float, finish: dict[str, float]
     ) -> RawHypothesis:
         path = {name: values[:, b, k] for name, values in columns.items()}
+        if self.past:
+            path = _joined(self.past[b], path)
+        if not path:
+            return EMPTY
         emitted = np.nonzero(path["token"] != BLANK)[0]
         in_entity = path["node"] >= 0
         extra = path["extra"].sum(0)
@@ -147,14 +234,35 @@ class Trace:
         )
 
 
-def _merge(found: list[RawHypothesis], worth: Worth) -> list[RawHypothesis]:
+EMPTY = RawHypothesis((), (), (), 0.0, {}, ())
+"""Nothing was heard yet."""
+
+
+def _places(score: Tensor) -> Tensor:
+    """``(B, K)`` every place of a beam."""
+    return torch.arange(score.shape[1], device=score.device).expand(len(score), -1)
+
+
+def _joined(past: Path, path: Path) -> Path:
+    return {name: np.concatenate((past[name], values)) for name, values in path.items()} or past
+
+
+def _folded(path: Path) -> Path:
+    """The same path with all its blanks in one row."""
+    said = path["token"] != BLANK
+    waited = {name: values[~said].sum(0, keepdims=True) for name, values in path.items()}
+    waited["token"][:] = waited["node"][:] = BLANK
+    return {name: np.concatenate((waited[name], values[said])) for name, values in path.items()}
+
+
+def _merge(found: list[RawHypothesis], worth: Worth, maximum: bool) -> list[RawHypothesis]:
     groups: dict[tuple[int, ...], list[RawHypothesis]] = {}
     for hypothesis in found:
         groups.setdefault(hypothesis.tokens, []).append(hypothesis)
     merged = []
     for group in groups.values():
         top = group[0].score
-        score = top + math.log(sum(math.exp(h.score - top) for h in group))
+        score = top if maximum else top + math.log(sum(math.exp(h.score - top) for h in group))
         shown = max(
             group,
             key=lambda h: h.score + sum(worth(s.node, h.tokens[s.start : s.end]) for s in h.spans),

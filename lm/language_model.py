@@ -10,11 +10,13 @@ seen before, ``select`` is plain indexing, and states are shared between beams, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lm.config import Config
+if TYPE_CHECKING:
+    from lm.config import Config
 
 
 class LanguageModel(nn.Module, ABC):

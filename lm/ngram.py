@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from lm.arpa import Floats, Ints, NGrams, read_arpa
 from lm.errors import BundleError, DataError
 from lm.language_model import ContextStore, Rows
-from lm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lm.tokenizer import Tokenizer
 
 PARTS = ("key", "logp", "target", "backoff_logp", "backoff")
 """Tensors of a file."""

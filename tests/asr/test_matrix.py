@@ -170,7 +170,7 @@ def test_cell(
         recognizer,
         biasing=biasing,
         fusion=fusion,
-        rescoring={"lm": second, "weight": 0.2},
+        rescoring={"lm": second, "weight": 0.2, "internal_lm": second and "bigram"},
         search={"beam": 4},
     )
     recordings = [sound(1.5, 1), sound(2.2, 2)]
@@ -179,7 +179,7 @@ def test_cell(
     parts = {"model"}
     parts |= {"density_ratio"} if internal.get("internal") == "lm" else set()
     parts |= {"ilme"} if internal.get("internal") == "ilme" else set()
-    parts |= {"rescoring"} if second else set()
+    parts |= {"rescoring", "rescoring_internal"} if second else set()
     parts |= {"phrases"} if biasing == "phrases" else set()
     parts |= {"fusion" if how == "add" and family == "factorized" else "lm"} if model else set()
     for result in together:

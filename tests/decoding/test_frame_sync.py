@@ -38,6 +38,21 @@ def test_wide_beam_finds_every_sequence_with_its_exact_probability(max_symbols: 
         assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
 
 
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("max_symbols", [1, 2])
+def test_recombination_by_the_best_finds_the_best_alignment(max_symbols: int, reference: bool) -> None:
+    lm = BigramLM(3, 0, seed=1)
+    emitter = ToyEmitter([3, 2] if max_symbols == 1 else [2, 1], lm, seed=2)
+    config = WIDE.model_copy(update={"max_symbols_per_frame": max_symbols, "recombine": "max"})
+    for utterance, found in enumerate(BeamSearch(emitter, config, reference=reference).run()):
+        best = alignment_sums(emitter, utterance, max_symbols, max)
+        assert {h.tokens for h in found} == set(best)
+        for hypothesis in found:
+            expected = best[hypothesis.tokens] + surface_logp(lm, hypothesis.tokens)
+            assert hypothesis.score == pytest.approx(expected, abs=1e-4)
+            assert hypothesis.score == pytest.approx(sum(hypothesis.parts.values()), abs=1e-4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), beam=st.integers(1, 6), symbols=st.integers(1, 3))
 def test_batch_equals_single(seed: int, beam: int, symbols: int) -> None:

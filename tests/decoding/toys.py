@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -96,7 +97,16 @@ class ToyEmitter:
         return other
 
 
-def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dict[tuple[int, ...], float]:
+def log_sum(logps: list[float]) -> float:
+    return math.log(sum(math.exp(p) for p in logps))
+
+
+def alignment_sums(
+    emitter: ToyEmitter,
+    utterance: int,
+    max_symbols: int,
+    total: Callable[[list[float]], float] = log_sum,
+) -> dict[tuple[int, ...], float]:
     """Log probability of every label sequence, summed over all alignments, without any language model.
 
     At each frame: up to ``max_symbols`` labels, then a blank unless the last of them was taken.
@@ -107,7 +117,7 @@ def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dic
         frame = torch.tensor([[number]])
         after: dict[tuple[int, ...], list[float]] = {}
         for labels, logps in totals.items():
-            base = math.log(sum(math.exp(p) for p in logps))
+            base = total(logps)
             for count in range(max_symbols + 1):
                 for new in itertools.product(range(one.num_tokens), repeat=count):
                     logp, state = base, context_of(one, labels)
@@ -118,7 +128,7 @@ def alignment_sums(emitter: ToyEmitter, utterance: int, max_symbols: int) -> dic
                         logp += float(one.score(frame, state).blank_logp[0, 0, 0])
                     after.setdefault(labels + new, []).append(logp)
         totals = after
-    return {labels: math.log(sum(math.exp(p) for p in logps)) for labels, logps in totals.items()}
+    return {labels: total(logps) for labels, logps in totals.items()}
 
 
 def context_of(emitter: ToyEmitter, labels: tuple[int, ...]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asr.families.ctc.model import CTC
 from decoding.emitter import FrameScores
+from decoding.top_tokens import top_tokens
 from lm.language_model import ContextStore
 
 
@@ -31,10 +32,15 @@ class CTCEmitter:
 
     def __init__(self, model: CTC, encoded: Tensor, lengths: Tensor, top: int = 32) -> None:
         self.num_tokens = model.num_tokens
-        self.lengths = lengths
         self._row = torch.arange(len(lengths), device=encoded.device)[:, None]
-        self._logp = model.logp(encoded)  # (B, T, V + 1)
-        self.evidence, self.tokens = self._logp[..., :-1].topk(min(top, self.num_tokens), dim=-1)
+        self._model, self._top = model, min(top, model.num_tokens)
+        self.hear(encoded, lengths)
+
+    def hear(self, encoded: Tensor, lengths: Tensor) -> None:
+        """See ``FrameSynchronous.hear``."""
+        self.lengths = lengths
+        self._logp = self._model.logp(encoded)  # (B, T, V + 1)
+        self.evidence, self.tokens = top_tokens(self._logp[..., :-1], self._top)
 
     def start(self) -> Tensor:
         """Nothing said yet, for each utterance ``(B,)``."""

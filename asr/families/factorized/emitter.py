@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asr.families.factorized.model import FactorizedTransducer
 from decoding.emitter import FrameScores
+from decoding.top_tokens import top_tokens
 from lm.errors import ConfigError
 from lm.language_model import ContextStore, Rows
 
@@ -43,14 +44,10 @@ class FactorizedEmitter:
         contexts: ContextStore | None = None,
     ) -> None:
         self.num_tokens = model.num_tokens
-        self.lengths = lengths
         self.lm_scale = lm_scale
         self.contexts = contexts or model.predictor.contexts()
-        acoustic = model.acoustic_logits(encoded).float()
-        self._peak = acoustic.amax(-1)  # (B, T)
-        self._heard = (acoustic - self._peak[..., None]).exp()  # (B, T, V)
-        self.evidence, self.tokens = acoustic.topk(min(top, self.num_tokens), dim=-1)
-        self._frame = model.blank_frame(encoded).float()  # (B, T, H)
+        self._model, self._top = model, min(top, model.num_tokens)
+        self.hear(encoded, lengths)
         self._row = torch.arange(len(encoded), device=encoded.device)
         self._predictor = model.blank_predictor
         self._output = model.blank_output
@@ -64,6 +61,15 @@ class FactorizedEmitter:
             raise ConfigError(
                 problem, f"at most {MOST_TAILS:.0e} combinations", "use a smaller blank_context"
             )
+
+    def hear(self, encoded: Tensor, lengths: Tensor) -> None:
+        """See ``FrameSynchronous.hear``."""
+        self.lengths = lengths
+        acoustic = self._model.acoustic_logits(encoded).float()
+        self._peak = acoustic.amax(-1)  # (B, T)
+        self._heard = (acoustic - self._peak[..., None]).exp()  # (B, T, V)
+        self.evidence, self.tokens = top_tokens(acoustic, self._top)
+        self._frame = self._model.blank_frame(encoded).float()  # (B, T, H)
 
     def start(self) -> Tensor:
         """The empty context of each utterance ``(B,)``."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from asr.families.transducer.model import Transducer
 from decoding.emitter import FrameScores
+from decoding.top_tokens import top_tokens
 from lm.language_model import ContextStore
 
 
@@ -33,18 +34,24 @@ class TransducerEmitter:
 
     def __init__(self, model: Transducer, encoded: Tensor, lengths: Tensor, top: int | None = None) -> None:
         self.num_tokens = model.num_tokens
-        self.lengths = lengths
         self._row = torch.arange(len(lengths), device=encoded.device)[:, None]
         self._histories = model.predictor.histories()
-        self._frame = model.joint.frame(encoded).float()  # (B, T, J)
+        self._joint = model.joint
         self._weight, self._bias = model.joint.output.weight.float(), model.joint.output.bias.float()
+        self._top = self.num_tokens if top is None else min(top, self.num_tokens)
+        self._all = self._top == self.num_tokens
+        self.hear(encoded, lengths)
+
+    def hear(self, encoded: Tensor, lengths: Tensor) -> None:
+        """See ``FrameSynchronous.hear``."""
+        self.lengths = lengths
+        self._frame = self._joint.frame(encoded).float()  # (B, T, J)
         evidence = self._logits(self._frame)[..., :-1]
-        self._all = top is None or top >= self.num_tokens
         if self._all:
             every = torch.arange(self.num_tokens, device=encoded.device)
             self.evidence, self.tokens = evidence, every.expand(evidence.shape)
         else:
-            self.evidence, self.tokens = evidence.topk(top or 1, dim=-1)
+            self.evidence, self.tokens = top_tokens(evidence, self._top)
 
     def start(self) -> Tensor:
         """The empty history of each utterance ``(B,)``."""
@@ -52,14 +59,18 @@ class TransducerEmitter:
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
-        heard = self._frame[self._row, frames]  # (B, F, J)
-        joined = self._histories.rows(state)[:, :, None] + heard[:, None]
-        logp = self._logits(joined).log_softmax(-1)  # (B, K, F, V + 1)
-        label = logp[..., :-1]
+        # Many hypotheses of a beam said the same last, and are the same to a stateless predictor.
+        batch = len(frames)
+        distinct, place = torch.unique(state * batch + self._row, return_inverse=True)
+        row = distinct % batch
+        here = frames[row]
+        joined = self._histories.rows(distinct // batch)[:, None] + self._frame[row[:, None], here]
+        logits = self._logits(joined)  # (R, F, V + 1)
+        label = logits[..., :-1]
         if not self._all:
-            tokens = self.tokens[self._row, frames]
-            label = logp.gather(-1, tokens[:, None].expand(-1, state.shape[1], -1, -1))
-        return FrameScores(logp[..., -1], label)
+            label = label.gather(-1, self.tokens[row[:, None], here])
+        total = logits.logsumexp(-1)
+        return FrameScores((logits[..., -1] - total)[place], (label - total.unsqueeze(-1))[place])
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> None:
         """None: what a transducer knows of the language is not a part that could be taken out."""
