@@ -20,7 +20,7 @@ Search = Callable[..., list[list[int]]]
 
 
 def serve(build: Callable[[], Search]) -> None:
-    """Build a search, then answer what comes on standard input until it ends; the search alone is timed, on the CPU."""
+    """Build a search, then answer what comes on standard input until it ends; the search alone is timed."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not be taken for an answer
     search = build()
