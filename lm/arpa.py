@@ -6,6 +6,8 @@ import gzip
 import lzma
 import math
 import os
+import zlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn, cast
@@ -18,6 +20,8 @@ from lm.errors import DataError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 LOG10 = math.log(10.0)
+BLANKS = " \t\r\n"
+"""What parts words; other blanks of Unicode may be in them."""
 
 
 class NGrams(NamedTuple):
@@ -41,7 +45,7 @@ def read_arpa(path: Path, number: Mapping[str, int]) -> tuple[list[NGrams], int]
     try:
         with _open(path, "r") as file:
             return _Reader(path, file, number).read()
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}", "an ARPA file that can be read", "copy it again") from None
 
 
@@ -96,7 +100,7 @@ class _Reader:
 
     def _numbered(self, file: IO[str]) -> Iterator[str]:
         for self._line, line in enumerate(file, start=1):
-            if text := line.strip():
+            if text := line.strip(BLANKS):
                 yield text
 
     def _next(self) -> str:
@@ -111,7 +115,7 @@ class _Reader:
         sizes = list[int]()
         while (line := self._next()).startswith("ngram "):
             order, equals, size = line.removeprefix("ngram ").partition("=")
-            if not equals or order.strip() != str(len(sizes) + 1) or not size.strip().isdigit():
+            if not equals or order.strip() != str(len(sizes) + 1) or not size.strip().isdecimal():
                 self._refuse(repr(line), f"ngram {len(sizes) + 1}=COUNT")
             sizes.append(int(size))
         if not sizes or line != "\\1-grams:":
@@ -121,10 +125,10 @@ class _Reader:
     def _section(self, n: int, size: int, last: bool) -> NGrams:
         if n > 1 and (line := self._next()) != f"\\{n}-grams:":
             self._refuse(repr(line), f"\\{n}-grams: behind {n - 1}-grams as many as announced")
-        words, values = list[list[int]](), list[tuple[float, float]]()
+        words, values = array("q"), array("d")  # lists of numbers would take many times the memory
         for _ in range(size):
             line = self._next()
-            fields = line.split()
+            fields = [field for field in line.replace("\t", " ").split(" ") if field]
             if len(fields) not in ((n + 1,) if last else (n + 1, n + 2)):
                 self._refuse(
                     repr(line), f"a log probability, {n} words{'' if last else ', a back-off weight'}"
@@ -138,11 +142,11 @@ class _Reader:
             except ValueError:
                 self._refuse(repr(line), "numbers before and behind the words")
             if not (value[0] <= 0.0 and math.isfinite(value[1])):
-                self._refuse(repr(line), "a log probability of at most 0")
-            words.append(row)
-            values.append(value)
-        logp, backoff = np.array(values, np.float64).reshape(-1, 2).T * LOG10
-        return NGrams(np.array(words, np.int64).reshape(-1, n), logp, backoff)
+                self._refuse(repr(line), "a log probability of at most 0, a finite back-off weight")
+            words.extend(row)
+            values.extend(value)
+        logp, backoff = np.array(values).reshape(-1, 2).T * LOG10
+        return NGrams(np.array(words).reshape(-1, n), logp, backoff)
 
     def _refuse(self, given: str, expected: str) -> NoReturn:
         raise DataError(f"{self._path}, line {self._line}: {given}", expected, "write the file anew")

@@ -55,23 +55,38 @@ class KenLM:
 
 
 class KenLMContexts(ContextStore):
-    """Contexts of a KenLM model; a class tag that it does not know cannot follow."""
+    """Contexts of a KenLM model, one for each of its states; a class tag that it does not know cannot follow."""
 
     def __init__(self, source: KenLM) -> None:
         super().__init__(source.num_tokens, source.num_classes, torch.device("cpu"))
         self._source = source
-        self._states: list[Any] = [source.module.State()]
-        source.model.BeginSentenceWrite(self._states[0])
-        self._append(self._row(self._states[0])[None])
+        first = source.module.State()
+        source.model.BeginSentenceWrite(first)
+        self._states, self._number = [first], {first: 0}
+        self._append(self._row(first)[None])
+
+    def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """See ``ContextStore.advance``; histories that KenLM does not tell apart are one context."""
+        children = self._child.data[contexts, tokens]
+        missing = (children < 0).nonzero().squeeze(1)
+        if missing.numel():
+            parents, labels = contexts[missing], tokens[missing]
+            rows = [self._after(*pair) for pair in zip(parents.tolist(), labels.tolist(), strict=True)]
+            children[missing] = torch.tensor(rows, dtype=torch.int32)
+            self._child.data[parents, labels] = children[missing]
+        return children.long()
+
+    def _after(self, parent: int, token: int) -> int:
+        state = self._source.module.State()
+        self._source.model.BaseScore(self._states[parent], self._source.words[token], state)
+        if state not in self._number:
+            self._number[state] = self._append(self._row(state)[None])
+            self._origin.append(torch.tensor([[parent, token]]))
+            self._states.append(state)
+        return self._number[state]
 
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        source, rows = self._source, list[Tensor]()
-        for parent, token in zip(parents.tolist(), tokens.tolist(), strict=True):
-            state = source.module.State()
-            source.model.BaseScore(self._states[parent], source.words[token], state)
-            self._states.append(state)
-            rows.append(self._row(state))
-        return torch.stack(rows)
+        raise AssertionError("states are not a tree")
 
     def _row(self, state: Any) -> Tensor:
         """Natural-log probabilities ``(V + C,)`` after a state."""

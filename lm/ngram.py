@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PARTS = ("key", "logp", "target", "backoff_logp", "backoff")
 """Tensors of a file."""
 
-MOST_ROWS = 50_000
-"""Rows that are kept between searches; a row takes 8 (V + C) bytes."""
+MOST_NUMBERS = 2**25
+"""Scores that are kept between searches, as rows of V + C; each takes 8 bytes."""
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class NGramModel:
         A token without a unigram has the probability of ``<unk>``; a class tag without one cannot follow.
 
         Raises:
-            DataError: a broken file, or tokens without unigram and no ``<unk>``.
+            DataError: a broken file, or one for other tokens; see ``compile_ngrams``.
         """
         names = [*tokenizer.pieces, *(f"<{name}>" for name in tokenizer.classes), "</s>", "<s>", "<unk>"]
         number = {name: i for i, name in enumerate(names)}
@@ -111,7 +111,7 @@ class NGramModel:
 
     def contexts(self) -> NGramContexts:
         """Contexts for a search; rows computed for searches before are there already."""
-        if self._store is None or len(self._store) > MOST_ROWS:
+        if self._store is None or len(self._store) * self.width > MOST_NUMBERS:
             self._store = NGramContexts(self)
         return self._store
 
@@ -202,70 +202,110 @@ def compile_ngrams(
     """N-grams over tokens, tags, and then ``</s> <s> <unk>``, as flat tensors.
 
     Raises:
-        DataError: tokens without unigram and no ``<unk>``; see ``NGramModel.from_arpa``.
+        DataError: tokens without unigram and no ``<unk>``, no token or tag with a unigram, an n-gram twice, or one
+            whose first words are no shorter n-gram.
     """
     width = num_tokens + num_classes + 1
     bos, unk = width, width + 1
-    order = len(levels)
-    levels = [_filled(levels[0], num_tokens, width, unk, source), *levels[1:]]
-    number: dict[tuple[int, ...], int] = {(): 0}
-    for level in levels[: max(1, order - 1)]:
-        for words in map(tuple, level.words.tolist()):
-            if order > 1 and words[-1] != width - 1 and unk not in words:
-                number[words] = len(number)
-    backoff = np.zeros(len(number), np.int64)
-    backoff_logp = np.zeros(len(number))
-    for words, state in number.items():
-        backoff[state] = _longest(words[1:], number)
-    keys, logps, targets = list[int](), list[float](), list[int]()
-    for level in levels:
-        rows = map(tuple, level.words.tolist())
-        for words, logp, weight in zip(rows, level.logp.tolist(), level.backoff.tolist(), strict=True):
-            if words in number:
-                backoff_logp[number[words]] = weight
-            if words[-1] < width and words[:-1] in number:
-                keys.append(number[words[:-1]] * width + words[-1])
-                logps.append(logp)
-                targets.append(_longest(words, number) if words[-1] < width - 1 else 0)
-    return _flat(
-        keys, logps, targets, (backoff_logp, backoff), num_tokens, num_classes, number.get((bos,), 0), dropped
-    )
-
-
-def _flat(
-    keys: list[int],
-    logps: list[float],
-    targets: list[int],
-    states: tuple[Floats, Ints],
-    num_tokens: int,
-    num_classes: int,
-    start: int,
-    dropped: int,
-) -> NGramModel:
-    order = np.argsort(np.array(keys))
+    levels = [_filled(levels[0], num_tokens, width - 1, unk, source), *levels[1:]]
+    found = _Sorted(levels, unk + 1, source)
+    states = _number(found.levels, width - 1, unk)
+    start = states[0][found.levels[0].words[:, 0] == bos]
+    size = 1 + sum(int((state >= 0).sum()) for state in states)
+    backoff, backoff_logp = np.zeros(size, np.int64), np.zeros(size)
+    keys, logps, targets = list[Ints](), list[Floats](), list[Ints]()
+    for level, state in zip(found.levels, states, strict=True):
+        history, last = found.history(level, states), level.words[:, -1]
+        shorter, is_state = found.longest_suffix(level, states), state >= 0
+        backoff[state[is_state]] = shorter[is_state]
+        backoff_logp[state[is_state]] = level.backoff[is_state]
+        arc = (last < width) & (history >= 0)
+        keys.append((history * width + last)[arc])
+        logps.append(level.logp[arc])
+        target = np.where(is_state, state, shorter)
+        targets.append(np.where(last == width - 1, 0, target)[arc])
+    key = np.concatenate(keys)
+    order = np.argsort(key)
     return NGramModel(
         num_tokens,
         num_classes,
-        torch.from_numpy(np.array(keys)[order]),
-        torch.from_numpy(np.array(logps)[order]).float(),
-        torch.from_numpy(np.array(targets, np.int64)[order]),
-        torch.from_numpy(states[0]).float(),
-        torch.from_numpy(states[1]),
-        start,
+        torch.from_numpy(key[order]),
+        torch.from_numpy(np.concatenate(logps)[order]).float(),
+        torch.from_numpy(np.concatenate(targets)[order]),
+        torch.from_numpy(backoff_logp).float(),
+        torch.from_numpy(backoff),
+        int(start.max(initial=0)),
         dropped,
     )
 
 
-def _filled(unigrams: NGrams, num_tokens: int, width: int, unk: int, source: str) -> NGrams:
+class _Sorted:
+    """The n-grams of every order, sorted by their words and found by them."""
+
+    def __init__(self, levels: Sequence[NGrams], base: int, source: str) -> None:
+        self.levels, self._keys, self._base = list[NGrams](), list[Ints](), base
+        for n, level in enumerate(levels, start=1):
+            order = np.lexsort(level.words.T[::-1])
+            level = NGrams(level.words[order], level.logp[order], level.backoff[order])
+            prefix = self.rows(level.words[:, :-1])
+            key = prefix * base + level.words[:, -1]
+            lost, twice = int((prefix < 0).sum()), int((key[1:] == key[:-1]).sum())
+            if lost or twice:
+                given = f"{lost} {n}-grams whose first {n - 1} words are no {n - 1}-gram"
+                raise DataError(
+                    f"{source}: {given if lost else f'{twice} {n}-grams that stand there twice'}",
+                    "every n-gram once, and the words in front of its last as an n-gram of their own",
+                    "write the file anew",
+                )
+            self.levels.append(level)
+            self._keys.append(np.append(key, np.iinfo(np.int64).max))
+
+    def rows(self, words: Ints) -> Ints:
+        """Rows ``(M,)`` of the n-grams ``words`` ``(M, n)``, -1 where there is none; 0 for no words."""
+        row = np.zeros(len(words), np.int64)
+        for key, word in zip(self._keys, words.T, strict=False):
+            wanted = row * self._base + word
+            place = np.searchsorted(key, wanted)
+            row = np.where(key[place] == wanted, place, -1)
+        return row
+
+    def history(self, level: NGrams, states: Sequence[Ints]) -> Ints:
+        """States ``(M,)`` of all but the last words, -1 for those that are none."""
+        words = level.words[:, :-1]
+        return states[words.shape[1] - 1][self.rows(words)] if words.shape[1] else self.rows(words)
+
+    def longest_suffix(self, level: NGrams, states: Sequence[Ints]) -> Ints:
+        """State ``(M,)`` of the longest true suffix of the words that is one."""
+        after = np.full(len(level.words), -1)
+        for drop in range(1, level.words.shape[1]):
+            left = np.flatnonzero(after < 0)
+            words = level.words[left, drop:]
+            row = self.rows(words)
+            after[left[row >= 0]] = states[words.shape[1] - 1][row[row >= 0]]
+        return after.clip(min=0)
+
+
+def _number(levels: Sequence[NGrams], eos: int, unk: int) -> list[Ints]:
+    """The state of every n-gram; -1 for those that are no histories."""
+    states, total = list[Ints](), 1
+    for n, level in enumerate(levels, start=1):
+        history = (level.words[:, -1] != eos) & (level.words != unk).all(-1) & (n < len(levels))
+        states.append(np.where(history, total + np.cumsum(history) - 1, -1))
+        total += int(history.sum())
+    return states
+
+
+def _filled(unigrams: NGrams, num_tokens: int, eos: int, unk: int, source: str) -> NGrams:
     """Unigrams with that of ``<unk>`` for tokens that have none."""
     words = unigrams.words[:, 0]
     missing = np.setdiff1d(np.arange(num_tokens), words)
     if not len(missing):
         return unigrams
     other = np.flatnonzero(words == unk)
-    if not len(other):
+    if not len(other) or bool((words >= eos).all()):
         raise DataError(
-            f"{source}: no unigram for {len(missing)} of the {num_tokens} tokens, and none for <unk>",
+            f"{source}: no unigram for {len(missing)} of the {num_tokens} tokens"
+            + ("" if len(other) else ", and none for <unk>"),
             "an n-gram model of the model's subwords",
             "train it on text in the pieces of the model's tokenizer",
         )
@@ -274,10 +314,3 @@ def _filled(unigrams: NGrams, num_tokens: int, width: int, unk: int, source: str
         np.concatenate((unigrams.logp, np.repeat(unigrams.logp[other[0]], len(missing)))),
         np.concatenate((unigrams.backoff, np.zeros(len(missing)))),
     )
-
-
-def _longest(words: tuple[int, ...], number: dict[tuple[int, ...], int]) -> int:
-    """State of the longest suffix that is one."""
-    while words not in number:
-        words = words[1:]
-    return number[words]

@@ -37,6 +37,7 @@ def test_kenlm_and_the_flat_tensors_agree(tmp_path: Path) -> None:
     for word in (0, 3, 4, 1, 1, 2, 0, 4, 4):
         torch.testing.assert_close(one.score(rows), other.score(states), atol=2e-4, rtol=1e-4)
         rows, states = one.advance(rows, torch.tensor([word])), other.advance(states, torch.tensor([word]))
+    assert len(other) == len(one)
     sentence = [0, 3, 4, 1]
     expected = ken.model.score(" ".join(WORDS[i] for i in sentence)) * np.log(10)
     assert flat.score_text(sentence) == pytest.approx(expected, abs=1e-3)

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import math
 from collections import defaultdict
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +51,14 @@ class Literal:
 
     def _discounts(self, n: int) -> tuple[float, ...]:
         of = [sum(1 for c in self.count[n].values() if c == k) for k in range(5)]
-        if all(of[1:]):
-            y = of[1] / (of[1] + 2 * of[2])
+        if all(of[1:4]):
+            y = Fraction(of[1], of[1] + 2 * of[2])
             found = [k - (k + 1) * y * of[k + 1] / of[k] for k in (1, 2, 3)]
-            if all(0 <= d <= k for k, d in enumerate(found, 1)):
-                return (0.0, *found)
+            mass: Any = defaultdict(float)
+            for gram, c in self.count[n].items():
+                mass[gram[:-1]] += found[min(c, 3) - 1]
+            if all(0 <= d <= k for k, d in enumerate(found, 1)) and all(mass.values()):
+                return (0.0, *map(float, found))
         return (0.0, *FALLBACK)
 
     def p(self, word: str, history: tuple[str, ...]) -> float:
@@ -162,6 +166,23 @@ def test_words_that_are_no_tokens(tmp_path: Path) -> None:
     assert unigrams[2] == unigrams[3] > -math.inf, "the probability of <unk>"
     path.write_text(path.read_text().replace("<unk>", "other"))
     with pytest.raises(DataError, match="no unigram for 2 of the 4 tokens"):
+        NGramModel.from_arpa(path, TOKENIZER)
+    path = train([["zebra", "lion"]], 2, tmp_path)
+    with pytest.raises(DataError, match="no unigram for 4 of the 4 tokens"):
+        NGramModel.from_arpa(path, TOKENIZER)
+
+
+def test_ngrams_without_their_history_or_twice(tmp_path: Path) -> None:
+    path = train([["a", "b", "a"], ["c"]], 3, tmp_path)
+    whole = path.read_text()
+    lost = "\n".join(line for line in whole.split("\n") if "\ta b\t" not in line)
+    size = int(whole.split("ngram 2=")[1].split()[0])
+    path.write_text(lost.replace(f"ngram 2={size}", f"ngram 2={size - 1}"))
+    with pytest.raises(DataError, match="1 3-grams whose first 2 words are no 2-gram"):
+        NGramModel.from_arpa(path, TOKENIZER)
+    again = whole.replace("\tb a\t", "\ta b\t", 1)
+    path.write_text(again)
+    with pytest.raises(DataError, match="1 2-grams that stand there twice"):
         NGramModel.from_arpa(path, TOKENIZER)
 
 
