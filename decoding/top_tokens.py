@@ -15,7 +15,7 @@ def top_tokens(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
         return values, places
     from decoding import top_kernel
 
-    flat = scores.contiguous().view(-1, scores.shape[-1])
+    flat = scores.detach().contiguous().view(-1, scores.shape[-1])
     values = torch.empty((len(flat), size))
     places = torch.empty((len(flat), size), dtype=torch.long)
     select: Any = top_kernel.select

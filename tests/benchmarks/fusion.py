@@ -133,6 +133,7 @@ def compiled(fused: Fused) -> tuple[float, float]:
     return took_s, peak
 
 
+@torch.no_grad()
 def agrees(fused: Fused) -> bool:
     """Whether the n-gram model's part of every hypothesis is what it gives the tokens."""
     contexts = fused.ngram.contexts()
