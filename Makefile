@@ -21,6 +21,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/loss.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/search.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/fusion.py
 	$(BIN)/python tests/benchmarks/training.py
 
 install: $(STAMP)
