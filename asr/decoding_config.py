@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from decoding.confidence import DEFAULT, ConfidenceConfig
 from decoding.frame_sync import BeamConfig
 from lm.config import Config, build_config, merge
 
@@ -75,6 +76,8 @@ class DecodingConfig(Config):
     """An external language model in the search."""
     rescoring: RescoringConfig = RescoringConfig()
     """A language model behind the search."""
+    confidence: ConfidenceConfig = DEFAULT
+    """What the confidence of words is made of; ``asr tune`` fits it."""
     segment_s: float = Field(30.0, ge=1)
     """Longer recordings are cut into pieces of at most this length, at quiet places."""
 

@@ -305,6 +305,7 @@ class Recognizer:
                 grammar.graph if grammar else None,
                 encoded.catalog if encoded else None,
                 encoded,
+                options.confidence,
             )
             results.append(renderer.hypotheses(nbest or [EMPTY]))
         return results

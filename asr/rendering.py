@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from decoding.confidence import DEFAULT, ConfidenceConfig, calibrate
 from decoding.entity_graph import EntityGraph
 from decoding.result import EntitySpan, Hypothesis, Transcript, Word
 from decoding.trace import RawHypothesis
@@ -22,7 +23,7 @@ class Renderer:
 
     ``frame_s`` is the length of an encoder frame; ``start_s`` and ``duration_s`` place the segment in its
     recording. ``graph``, ``catalog`` and ``encoded`` name the entries behind the spans; None when the search had no
-    lists.
+    lists. ``confidence`` says what the confidence of words is made of.
     """
 
     tokenizer: Tokenizer
@@ -32,6 +33,7 @@ class Renderer:
     graph: EntityGraph | None = None
     catalog: EntityCatalog | None = None
     encoded: EncodedCatalog | None = None
+    confidence: ConfidenceConfig = DEFAULT
 
     def hypotheses(self, nbest: Sequence[RawHypothesis]) -> tuple[Hypothesis, ...]:
         """All hypotheses, entity confidences being posteriors within the list."""
@@ -48,7 +50,7 @@ class Renderer:
                 )
                 spans.append(replace(span, confidence=same / total))
             result.append(replace(hypothesis, entities=tuple(spans)))
-        return tuple(result)
+        return calibrate(result, self.confidence)
 
     def _hypothesis(self, raw: RawHypothesis) -> Hypothesis:
         words = self._words(raw)

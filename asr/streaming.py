@@ -279,5 +279,6 @@ class _Utterance:
         encoded = self._encoded
         catalog = encoded.catalog if encoded else None
         return Renderer(
-            self._tokenizer, self._frame_s, self.start_s, duration_s, self._graph, catalog, encoded
-        )
+            self._tokenizer, self._frame_s, self.start_s, duration_s, self._graph, catalog, encoded,
+            self._options.confidence,
+        )  # fmt: skip

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from asr.decoding_config import DecodingConfig
+from decoding.confidence import PLAIN
 from decoding.result import Transcript
 from lm.config import build_config, merge
-from lm.errors import VocativeError
+from lm.errors import DataError, VocativeError
 from recipes.config import RecipeConfig, SystemConfig
 from recipes.console import progress, say
 from recipes.train import Layout
@@ -51,16 +52,37 @@ def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[st
     catalog = EntityCatalog.load(folder.data / "dev_entities.yaml")
     names, grids = list(system.tune), list(system.tune.values())
     tried: list[tuple[float, dict[str, Any]]] = []
+    best: dict[str, Transcript] = {}
     for combination in itertools.product(*grids):
         chosen = dict(zip(names, combination, strict=True))
         values = changed(start, chosen)
+        values = merge(values, {"confidence": PLAIN.model_dump()})
         options = build_config(DecodingConfig, values, f"system {system.name!r}")
         found = dict(_transcribe(recognizer, folder, "dev", catalog, options))
-        tried.append((_word_error_rate(references, found), chosen))
+        rate = _word_error_rate(references, found)
+        best = found if not tried or rate < min(before for before, _ in tried) else best
+        tried.append((rate, chosen))
     best_rate, settings = min(tried, key=lambda pair: pair[0])
     say(f"    {system.name}: dev WER {100 * best_rate:.2f} % with {settings or 'no choice to make'}")
-    rows = [{"wer": rate, **values} for rate, values in tried]
-    return {"decoding": changed(start, settings), "dev": rows}
+    decoding = merge(changed(start, settings), _confidence(best, references))
+    return {"decoding": decoding, "dev": [{"wer": rate, **values} for rate, values in tried]}
+
+
+def _confidence(found: dict[str, Transcript], references: dict[str, Any]) -> dict[str, Any]:
+    """What the confidence of words is made of, fitted on dev; as it is where dev has no wrong words."""
+    from asr.tuning import fit_confidence
+    from decoding.confidence import DEFAULT
+
+    try:
+        fitted = fit_confidence(found, references, DEFAULT)
+    except DataError as error:
+        say(f"    confidence stays as it is: {error}")
+        return {}
+    say(
+        f"    confidence of words: calibration error {100 * fitted.before:.1f} % by default, "
+        f"{100 * fitted.after:.1f} % fitted (each half of dev by the other)"
+    )
+    return {"confidence": fitted.config.model_dump(mode="json")}
 
 
 def changed(settings: dict[str, Any], values: dict[str, float]) -> dict[str, Any]:

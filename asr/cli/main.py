@@ -35,6 +35,7 @@ class Verb:
 
 VERBS = (
     Verb("transcribe", "Turn recordings into text, with lists of names if you have them."),
+    Verb("tune", "Find the weights of language models and lists on transcribed recordings."),
     Verb("stream", "Turn a recording into text while it goes on."),
     Verb("score", "Compare transcripts with references: word errors, names found, names made up."),
     Verb("classes", "Show what a model makes of each entry of a list of names."),

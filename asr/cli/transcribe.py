@@ -79,6 +79,15 @@ Settings = Annotated[
         rich_help_panel=_SEARCH,
     ),
 ]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="Settings of the search in YAML, such as asr tune writes; --set goes before them.",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Formats = Annotated[
     str,
     typer.Option(
@@ -116,6 +125,7 @@ def transcribe(
     lm: LM = None,
     lm_weight: LMWeight = None,
     settings: Settings = None,
+    settings_file: SettingsFile = None,
     formats: Formats = "txt",
     out: Out = None,
     overwrite: Overwrite = False,
@@ -155,7 +165,7 @@ def transcribe(
     names = check_formats(formats, out)
     recordings = list_recordings(files, sys.stdin)
     catalog = _load_catalog(entities)
-    changes = search_changes(beam, lm, lm_weight, settings or [])
+    changes = search_changes(beam, lm, lm_weight, settings or [], settings_file)
     job = _Job(model, device, catalog, lm, changes, batch_s)
     if out is None:
         return _to_stdout(job, recordings, names[0])
@@ -180,21 +190,25 @@ def check_formats(text: str, out: Path | None) -> list[str]:
 
 
 def search_changes(
-    beam: int | None, lm: Path | None, lm_weight: float | None, settings: Sequence[str]
+    beam: int | None,
+    lm: Path | None,
+    lm_weight: float | None,
+    settings: Sequence[str],
+    settings_file: Path | None = None,
 ) -> dict[str, Any]:
     """What the options change in the model's settings of the search.
 
     Raises:
         ConfigError: a setting that is not ``key=value``, or a weight without a language model.
     """
-    from lm.config import apply_overrides
+    from lm.config import apply_overrides, read_yaml
     from lm.model_files import model_name
 
     given = list(settings)
     given += [f"search.beam={beam}"] if beam is not None else []
     given += [f"fusion.lm={json.dumps(model_name(lm))}"] if lm else []
     given += [f"fusion.weight={lm_weight}"] if lm_weight is not None else []
-    changes = apply_overrides({}, given)
+    changes = apply_overrides(read_yaml(settings_file) if settings_file else {}, given)
     if lm_weight is not None and lm is None and "lm" not in changes.get("fusion", {}):
         raise ConfigError("--lm-weight without --lm", "a language model", "add --lm FILE")
     return changes

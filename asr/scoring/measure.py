@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asr.scoring.bootstrap import Bootstrap, Floats, Interval, Statistic, f1, precision, ratio, recall
+from asr.scoring.calibration import Calibration, calibration, right_words
 from asr.scoring.entities import EntityCounts, EntityScore, Matches
 from asr.scoring.errors import Alignment, Counts
 from decoding.result import Transcript
@@ -19,7 +20,8 @@ from lm.tagged_text import TaggedText
 class UtteranceScore:
     """One utterance with all that its figures and its place in a report are made from.
 
-    ``hypothesis`` is None where the system gave none, which is scored as an empty text.
+    ``hypothesis`` is None where the system gave none, which is scored as an empty text. ``nearest`` are the word
+    errors of the best entry of its n-best list.
     """
 
     id: str
@@ -29,6 +31,7 @@ class UtteranceScore:
     words: Counts
     chars: Counts
     entities: EntityScore
+    nearest: Counts
 
     @property
     def heard(self) -> list[str]:
@@ -136,6 +139,18 @@ class Measure:
         columns = np.array(kept, dtype=np.float64)
         number, words = (int(total) for total in columns.sum(axis=0))
         return FalseAlarms(number, words, self._bootstrap.interval(columns * [1000.0, 1.0], ratio))
+
+    def calibration(self) -> Calibration | None:
+        """How well the confidences of words fit; None where some word has none."""
+        each = []
+        for utterance in self._utterances:
+            words = utterance.hypothesis.words if utterance.hypothesis else ()
+            sure = np.array([word.confidence for word in words], dtype=np.float64)
+            if len(words) != len(utterance.heard) or not np.isfinite(sure).all():
+                return None
+            right = right_words(utterance.alignment, utterance.reference.surface.split(), utterance.heard)
+            each.append((sure, right))
+        return calibration(each, self._bootstrap)
 
     def _detection(self, each: Sequence[Matches], measured: bool) -> Detection:
         columns = match_columns(each)

@@ -150,7 +150,8 @@ def _figure_table(systems: Mapping[str, ScoreReport]) -> list[tuple[str, list[Fi
 
 def _figure(interval: Interval, scale: float, most: float) -> Figure:
     value, low, high = (scale * x for x in (interval.value, interval.low, interval.high))
-    bar = (value / most, low / most, high / most) if most > 0 else (0.0, 0.0, 0.0)
+    wide = most if most > 0 else math.inf
+    bar = (max(0.0, value) / wide, max(0.0, low) / wide, max(0.0, high) / wide)
     return Figure(f"{value:.2f}", f"{low:.2f}", f"{high:.2f}", bar)
 
 

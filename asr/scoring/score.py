@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from asr.scoring.bootstrap import Bootstrap, Floats, Interval, Statistic, f1, ratio
+from asr.scoring.calibration import Calibration
 from asr.scoring.entities import EntityCounts, ListFinder, Miss, Span, score_entities
-from asr.scoring.errors import align, char_errors, count
+from asr.scoring.errors import align, char_errors, count, word_errors
 from asr.scoring.measure import (
     EntityReport,
     ErrorRate,
@@ -32,7 +33,8 @@ class ScoreReport:
 
     ``ne_wer`` inside ``entities`` and ``rest`` split ``wer`` by where the reference has entities.
     ``false_alarms`` are over all utterances, ``plain_false_alarms`` over those whose reference has no entity;
-    both are None where no list was given.
+    both are None where no list was given. ``oracle`` counts the entry of each n-best list that is nearest to the
+    reference, None where no list has a second one; ``confidence`` is None where words have none.
     """
 
     wer: ErrorRate
@@ -42,6 +44,8 @@ class ScoreReport:
     classes: dict[str, EntityReport]
     false_alarms: FalseAlarms | None
     plain_false_alarms: FalseAlarms | None
+    oracle: ErrorRate | None
+    confidence: Calibration | None
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     utterances: tuple[UtteranceScore, ...] = field(repr=False)
@@ -62,6 +66,8 @@ class ScoreReport:
             "classes": {name: report.to_dict() for name, report in self.classes.items()},
             "false_alarms": self.false_alarms and self.false_alarms.to_dict(),
             "false_alarms_without_entities": self.plain_false_alarms and self.plain_false_alarms.to_dict(),
+            "nbest_oracle_wer": self.oracle and self.oracle.to_dict(),
+            "confidence": self.confidence and self.confidence.to_dict(),
             "misses": [{**asdict(miss), "number": number} for miss, number in self.misses],
             "missing": self.missing,
             "extra": self.extra,
@@ -130,6 +136,8 @@ def score(
         classes={name: measure.entities(_of_class(name), has_list, emits_spans) for name in names},
         false_alarms=measure.false_alarms(lambda u: True) if has_list else None,
         plain_false_alarms=measure.false_alarms(lambda u: not u.reference.entities) if has_list else None,
+        oracle=measure.rate(lambda u: u.nearest) if _has_nbest(hypotheses) else None,
+        confidence=measure.calibration(),
         missing=tuple(name for name in references if name not in hypotheses),
         extra=tuple(name for name in hypotheses if name not in references),
         utterances=utterances,
@@ -165,7 +173,16 @@ def figures(report: ScoreReport) -> list[tuple[str, Interval, float]]:
         found.append(("false alarms per 1,000 words", report.false_alarms.per_thousand, 1.0))
     if report.plain_false_alarms:
         found.append(("... in utterances without entity", report.plain_false_alarms.per_thousand, 1.0))
+    if report.oracle:
+        found.append(("n-best oracle WER %", report.oracle.rate, 100.0))
+    if report.confidence:
+        found.append(("confidence: calibration error %", report.confidence.ece, 100.0))
+        found.append(("confidence: normalised cross entropy", report.confidence.nce, 1.0))
     return [figure for figure in found if not math.isnan(figure[1].value)]
+
+
+def _has_nbest(hypotheses: Mapping[str, Transcript]) -> bool:
+    return any(len(transcript.hypotheses) > 1 for transcript in hypotheses.values())
 
 
 def compare(reports: Mapping[str, ScoreReport], *, samples: int = 1000, seed: int = 0) -> str:
@@ -202,14 +219,18 @@ def _score_utterance(
             )
     alignment = align(said, heard)
     wanted = [Span(class_name, start, end) for class_name, _, start, end in reference.entities]
+    words = count(alignment, said, heard)
+    others = {h.text for h in hypothesis.hypotheses} - {text} if hypothesis else set()
+    near = min([words, *(word_errors(reference.surface, t) for t in sorted(others))], key=lambda c: c.errors)
     return UtteranceScore(
         id=name,
         reference=reference,
         hypothesis=hypothesis,
         alignment=alignment,
-        words=count(alignment, said, heard),
+        words=words,
         chars=char_errors(reference.surface, text),
         entities=score_entities(said, wanted, heard, spans, finder, alignment),
+        nearest=near,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.rendering import LONGEST_WORD_TAIL_S, Renderer, join_segments
+from decoding.confidence import PLAIN
 from decoding.entity_graph import EntityGraph
 from decoding.result import EntitySpan, Hypothesis, Word
 from decoding.trace import RawHypothesis, TokenSpan
@@ -142,10 +144,11 @@ def test_a_word_is_as_sure_as_its_weakest_token() -> None:
     assert len(hypothesis.tokens) > 1
     logp = [0.2] + [-0.1] * (len(hypothesis.tokens) - 2) + [-2.0]
     changed = RawHypothesis(hypothesis.tokens, hypothesis.frames, tuple(logp), 0.0, {}, ())
-    (found,) = renderer().hypotheses([changed])
+    plain = replace(renderer(), confidence=PLAIN)
+    (found,) = plain.hypotheses([changed])
     assert found.words[0].confidence == pytest.approx(math.exp(-2.0))
     certain = RawHypothesis(hypothesis.tokens, hypothesis.frames, (0.3,) * len(logp), 0.0, {}, ())
-    assert renderer().hypotheses([certain])[0].words[0].confidence == 1.0
+    assert plain.hypotheses([certain])[0].words[0].confidence == 1.0
 
 
 def test_nothing_said() -> None:

@@ -1,0 +1,338 @@
+"""``asr tune``: the weights of language models and lists, found on transcribed recordings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asr.cli.console import Bar, put, say
+from asr.cli.transcribe import (
+    LM,
+    BatchS,
+    Device,
+    Entities,
+    Model,
+    Settings,
+    file_digest,
+    load_recognizer,
+    search_changes,
+)
+from lm.errors import ConfigError, VocativeError
+
+if TYPE_CHECKING:
+    from asr.decoding_config import DecodingConfig
+    from asr.recognizer import Recognizer
+    from asr.recordings import Recording
+    from asr.tuning import Tuned
+    from decoding.result import Transcript
+    from lm.classes import EntityCatalog
+    from lm.tagged_text import TaggedText
+
+SHOWN = 5
+
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILES", help="Recordings of the dev set, as for transcribe.", show_default=False),
+]
+Ref = Annotated[
+    Path, typer.Option("--ref", metavar="TEXT", help="Lines of id and words said.", show_default=False)
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", help="For tuned.yaml and the searches.", show_default=False),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tune",
+        metavar="KEY=V1,V2…",
+        help="A setting and its values; default: all that matter in this search. May be repeated.",
+    ),
+]
+Test = Annotated[
+    Path | None,
+    typer.Option("--test", metavar="TEXT", help="References of the test set, to make sure it is another."),
+]
+LMText = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lm-text", metavar="TEXT", help="What the language model read; must not hold the test set."
+    ),
+]
+NBest = Annotated[int, typer.Option(min=2, help="Hypotheses kept of each recording while tuning.")]
+
+
+def tune(
+    files: Files,
+    ref: Ref,
+    model: Model,
+    out: Out,
+    entities: Entities = None,
+    lm: LM = None,
+    settings: Settings = None,
+    grid: Grid = None,
+    test: Test = None,
+    lm_text: LMText = None,
+    nbest: NBest = 32,
+    device: Device = "cpu",
+    batch_s: BatchS = 60.0,
+) -> int:
+    """Find the weights of language models and lists on transcribed recordings.
+
+    Searches the recordings once with a wide beam, ranks what was found under every choice of weights, and
+    searches again with the best to see what it is worth. The searches are kept: other values take no time.
+
+    Also fits the confidence of words. Writes DIR/tuned.yaml for: asr transcribe --settings DIR/tuned.yaml
+
+    Examples:
+
+    \b
+      asr tune dev/ --ref dev.txt -m exp/model --lm domain.arpa --test test.txt --lm-text domain.txt -o exp/tune
+      asr tune dev/ --ref dev.txt -m exp/model -e names.yaml -o exp/tune
+      asr tune dev/ --ref dev.txt -m exp/model -e names.yaml -o exp/tune --tune class_bonus=0,1,2,3
+
+    Exit codes: 0 done, 2 the call cannot be used, 130 interrupted; run it again to go on.
+    """
+    from asr.recordings import list_recordings
+    from asr.scoring.read import read_references
+    from lm.classes import EntityCatalog
+
+    wanted = _read_grid(grid or [])
+    references = read_references(ref)
+    _check_leaks(references, test, lm_text or [])
+    recordings = _referenced(list_recordings(files, sys.stdin), references, ref)
+    catalog = EntityCatalog.load(entities) if entities else None
+    changes = search_changes(None, lm, None, settings or [])
+    job = _Job.load(model, device, catalog, lm, changes, recordings, out, batch_s)
+    return _run(job, references, wanted, nbest)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A dev set, and a model with its settings before they are tuned."""
+
+    recognizer: Recognizer
+    options: DecodingConfig
+    catalog: EntityCatalog | None
+    recordings: Sequence[Recording]
+    out: Path
+    batch_s: float
+    fingerprint: Mapping[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        model: Path,
+        device: str,
+        catalog: EntityCatalog | None,
+        lm: Path | None,
+        changes: dict[str, Any],
+        recordings: Sequence[Recording],
+        out: Path,
+        batch_s: float,
+    ) -> _Job:
+        from asr.bundle import bundle_fingerprint
+        from lm.model_files import model_name
+
+        recognizer = load_recognizer(model, device)
+        if lm:
+            recognizer.language_models.add(model_name(lm), lm)
+            recognizer.language_models.get(model_name(lm))
+        if catalog:
+            recognizer.report(catalog)
+        marks = {
+            "model": bundle_fingerprint(model),
+            "entities": catalog.fingerprint() if catalog else None,
+            "lm": file_digest(lm) if lm else None,
+        }
+        options = recognizer.decoding.changed(changes, "--set")
+        return cls(recognizer, options, catalog, recordings, out, batch_s, marks)
+
+    @property
+    def own_lm(self) -> bool:
+        """Whether the model has a language model of its own."""
+        return self.recognizer.family.knows_classes
+
+    def search(self, name: str, options: DecodingConfig) -> dict[str, Transcript]:
+        """Transcripts of all recordings, with n-best lists; those on disk from an earlier call are read."""
+        from functools import partial
+
+        from asr.batch import ResultsFolder, run_batch
+        from asr.scoring.read import read_hypotheses
+        from asr.writers import write
+
+        settings = {**self.fingerprint, "search": options.model_dump(mode="json")}
+        recognise = partial(
+            self.recognizer.transcribe_many, entities=self.catalog, batch_s=self.batch_s, options=options
+        )
+        folder = self.out / name
+        with ResultsFolder(folder, ["jsonl"], write, settings) as results:
+            pending = results.pending(self.recordings)
+            say(
+                f"{name}: {len(pending)} recordings to search, {len(self.recordings) - len(pending)} done before"
+            )
+            with Bar(len(pending), len(pending)) as bar:
+                for outcome in run_batch(recognise, pending, results) if pending else ():
+                    if isinstance(outcome.result, VocativeError):
+                        raise outcome.result
+                    bar.advance(1)
+        found: dict[str, Transcript] = {}
+        for recording in self.recordings:
+            found |= read_hypotheses(folder / f"{recording.id}.jsonl")
+        return found
+
+
+def _run(job: _Job, references: Mapping[str, TaggedText], wanted: dict[str, list[float]], nbest: int) -> int:
+    from asr.knowledge import resolve_biasing
+    from asr.tuning import applicable, centre, check_grid
+    from asr.tuning import tune as rank
+    from decoding.confidence import PLAIN
+
+    biasing = resolve_biasing(job.options, job.own_lm)
+    grid = wanted or applicable(job.options, bool(job.catalog), biasing, job.own_lm)
+    check_grid(grid)
+    plain = job.options.model_copy(update={"confidence": PLAIN})
+    wide = plain.changed({"search": {"beam": max(nbest, plain.search.beam), "nbest": nbest}}, "--nbest")
+    middle = wide.changed(_nested(centre(grid)), "--tune")
+    fused = bool(job.options.fusion.lm) and job.options.fusion.how == "add"
+    tuned = rank(job.search("search", middle), references, grid, middle, fused and not job.own_lm)
+    _show(tuned)
+    before = job.search("before", plain)
+    chosen = job.search("chosen", plain.changed(_nested(tuned.best.settings), "--tune"))
+    better = _compare(references, *(_calibrated(found, job.options) for found in (before, chosen)))
+    result = dict(tuned.best.settings) if better else {}
+    changes = _nested(result) | _confidence(references, chosen if better else before, job.options)
+    _write(job.out / "tuned.yaml", changes)
+    return 0
+
+
+def _show(tuned: Tuned) -> None:
+    put(
+        f"n-best oracle {100 * tuned.oracle:.2f} % WER; in the middle of the grid {100 * tuned.searched.wer:.2f} %"
+    )
+    put(f"of {len(tuned.tried)} choices:")
+    for choice in sorted(tuned.tried, key=lambda c: (c.wer, c != tuned.best))[:SHOWN]:
+        values = " ".join(f"{name}={value:g}" for name, value in choice.settings.items())
+        put(f"  {100 * choice.wer:6.2f} %  {values}")
+    for name in tuned.best.settings:
+        tried = sorted({choice.settings[name] for choice in tuned.tried})
+        if len(tried) > 1 and tuned.best.settings[name] == tried[-1]:
+            put(f"{name}: the best is the highest that was tried; try more with --tune {name}=…")
+
+
+def _compare(
+    references: Mapping[str, TaggedText], before: Mapping[str, Transcript], chosen: Mapping[str, Transcript]
+) -> bool:
+    """Print what the choice is worth in a search of its own; returns whether it is better."""
+    from asr.scoring.score import compare, score
+
+    reports = {"as it was": score(references, before), "tuned": score(references, chosen)}
+    put("")
+    put(compare(reports))
+    better = reports["tuned"].wer.counts.errors < reports["as it was"].wer.counts.errors
+    if not better:
+        put("\nno better than before: the weights stay as they were")
+    return better
+
+
+def _calibrated(found: Mapping[str, Transcript], options: DecodingConfig) -> dict[str, Transcript]:
+    """Transcripts with the confidences that they have under ``options``; the searches here keep the plain ones."""
+    from dataclasses import replace
+
+    from decoding.confidence import calibrate
+
+    def one(transcript: Transcript) -> Transcript:
+        nbest = calibrate(transcript.hypotheses, options.confidence)
+        return replace(transcript, words=nbest[0].words, hypotheses=nbest)
+
+    return {name: one(transcript) for name, transcript in found.items()}
+
+
+def _confidence(
+    references: Mapping[str, TaggedText], found: Mapping[str, Transcript], options: DecodingConfig
+) -> dict[str, Any]:
+    """Fit the confidence of words; the error printed is of each half of the set fitted on the other."""
+    from asr.tuning import fit_confidence
+    from lm.errors import DataError
+
+    try:
+        fitted = fit_confidence(found, references, options.confidence)
+    except DataError as error:
+        put(f"\nconfidence stays as it is: {error}")
+        return {}
+    put(
+        f"\nconfidence of words: calibration error {100 * fitted.before:.1f} % as it is, "
+        f"{100 * fitted.after:.1f} % fitted (each half of the set by the other)"
+    )
+    return {"confidence": fitted.config.model_dump(mode="json")}
+
+
+def _write(path: Path, changes: Mapping[str, Any]) -> None:
+    import yaml
+
+    from asr.writers import write_whole
+
+    write_whole(path, yaml.safe_dump(dict(changes), sort_keys=False))
+    say(f"wrote {path}; use it: asr transcribe --settings {path} …")
+
+
+def _read_grid(assignments: Sequence[str]) -> dict[str, list[float]]:
+    """The values to try by setting.
+
+    Raises:
+        ConfigError: what is not a name with numbers.
+    """
+    grid: dict[str, list[float]] = {}
+    for text in assignments:
+        name, _, values = text.partition("=")
+        try:
+            grid[name.strip()] = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise ConfigError(
+                f"--tune {text!r}", "a setting and numbers", "write --tune class_bonus=0,1,2"
+            ) from None
+    return grid
+
+
+def _check_leaks(references: Mapping[str, TaggedText], test: Path | None, texts: Sequence[Path]) -> None:
+    from asr.leaks import SHORTEST, refuse_known_text, refuse_same
+    from asr.scoring.read import read_references
+
+    if test is None:
+        if texts:
+            raise ConfigError("--lm-text without --test", "the test references as well", "add --test TEXT")
+        say("no --test: nothing makes sure that this is not the test set")
+        return
+    wanted = read_references(test)
+    found = {"the dev set": refuse_same(references, wanted)}
+    if texts:
+        found["the language model's text"] = refuse_known_text(wanted, texts)
+    for where, known in found.items():
+        say(f"{known.known} of {known.sentences} test sentences of {SHORTEST} words or more stand in {where}")
+
+
+def _referenced(
+    recordings: Sequence[Recording], references: Mapping[str, TaggedText], ref: Path
+) -> list[Recording]:
+    """The recordings, all of which have a reference; utterances without a recording are told when scored."""
+    absent = [recording.id for recording in recordings if recording.id not in references]
+    if absent:
+        raise ConfigError(
+            f"{len(absent)} recordings without a line in {ref}, such as {absent[0]!r}",
+            "a reference for each, by the name of its file without ending",
+            "leave them out or add their text",
+        )
+    return list(recordings)
+
+
+def _nested(values: Mapping[str, float]) -> dict[str, Any]:
+    """Values by dotted name as a nested mapping."""
+    from lm.config import apply_overrides
+
+    return apply_overrides({}, [f"{name}={json.dumps(value)}" for name, value in values.items()])
