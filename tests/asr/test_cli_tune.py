@@ -26,7 +26,7 @@ class Models:
 
 
 class Scripted:
-    """Shaped like a recognizer of a CTC model; its best hypothesis is right once the language model weighs more than 0.5."""
+    """Shaped like a recognizer of a CTC model; it is right once the language model weighs more than 0.5."""
 
     def __init__(self) -> None:
         self.decoding = DecodingConfig()
@@ -64,8 +64,8 @@ def dev(tmp_path: Path) -> Path:
     (tmp_path / "dev").mkdir()
     for name in ("ann", "ben", "cat", "dan"):
         (tmp_path / "dev" / f"{name}.wav").write_bytes(b"sound")
-    # The last one is something that nobody recognises.
-    (tmp_path / "dev.txt").write_text("ann ann\nben ben\ncat cat\ndan else\n")
+    # The last two nobody could recognise.
+    (tmp_path / "dev.txt").write_text("ann ann\nben ben\ncat else\ndan else\n")
     (tmp_path / "lm.arpa").write_text("")
     save_bundle(tmp_path / "model", {"family": "ctc", "model": {}}, {"a": torch.zeros(1)}, b"", "#")
     return tmp_path
@@ -81,7 +81,7 @@ def test_the_best_weight_is_found_checked_and_written(dev: Path, scripted: Scrip
     result = call(dev, "--tune", "fusion.weight=0.2,0.4,0.7,0.9")
     assert result.exit_code == 0, result.output
     assert scripted.searches == [0.4, 0.3, 0.7]  # the middle, as it was, the best
-    assert "25.00 %  fusion.weight=0.7" in result.output
+    assert "50.00 %  fusion.weight=0.7" in result.output
     written = yaml.safe_load((dev / "out" / "tuned.yaml").read_text())
     assert written["fusion"] == {"weight": 0.7}
     assert set(written["confidence"]) == {"bias", "token", "agreement", "entity"}
