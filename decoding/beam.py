@@ -52,6 +52,16 @@ def state_key(state: Tensor) -> Tensor:
     return state[..., SURFACE] ^ ((state[..., PATH] + state[..., NODE] * 2 + state[..., DONE]) * MIX_HASH)
 
 
+def future_key(state: Tensor) -> Tensor:
+    """Hash of all that decides the scores of what follows: everything but what was said."""
+    past = {SURFACE, PATH}
+    key = torch.zeros_like(state[..., MODEL])
+    for column in range(state.shape[-1]):
+        if column not in past:
+            key = (key + state[..., column] + 1) * MIX_HASH
+    return key
+
+
 def earlier(size: int, device: torch.device) -> Tensor:
     """``(M, M)`` true where the column comes before the row."""
     order = torch.arange(size, device=device)

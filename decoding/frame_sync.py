@@ -26,15 +26,18 @@ from decoding.beam import (
     Beam,
     extend_path,
     extend_surface,
+    future_key,
     state_key,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
 from decoding.fast_step import FastStep, Frames, Taken
+from decoding.lattice import Lattice
+from decoding.lattice_reading import read_lattices
 from decoding.pruning import Pruning
 from decoding.scorer import Scorer
-from decoding.trace import BLANK, Progress, RawHypothesis, Step, Trace
+from decoding.trace import BLANK, Progress, RawHypothesis, Standing, Step, Trace
 from lm.config import Config
 from lm.errors import ConfigError
 
@@ -78,6 +81,7 @@ class BeamSearch:
         grammar: class transitions over a language model, which replaces the emitter's own.
         scorers: further knowledge sources; one of weight 0 is left out.
         reference: take every step in tensors, also on a CPU.
+        lattices: remember what ``lattices`` needs.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class BeamSearch:
         grammar: ClassGrammar | None = None,
         scorers: Sequence[Scorer] = (),
         reference: bool = False,
+        lattices: bool = False,
     ) -> None:
         if emitter.repeats and config.max_symbols_per_frame > 1:
             raise ConfigError(
@@ -120,6 +125,8 @@ class BeamSearch:
         self._symbols = torch.zeros_like(self._row)  # label steps taken in it
         self._fast = self._fast_step(reference)
         self._beam = self._first(utterances)
+        self._standing: list[Standing] | None = [] if lattices else None
+        self._ended: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
@@ -145,7 +152,8 @@ class BeamSearch:
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
         self._advance_all()
-        self._trace.settle(self._beam.score)
+        if self._standing is None:
+            self._trace.settle(self._beam.score)
 
     def partial(self) -> list[Progress]:
         """The best hypothesis of each utterance so far, and how much of it stays.
@@ -159,11 +167,26 @@ class BeamSearch:
         """End the utterances: the n-best list of each, best first."""
         return self._finish(self._beam)
 
+    def lattices(self) -> list[Lattice]:
+        """The lattice of each utterance, behind ``finish``; of an utterance without a hypothesis it is refused.
+
+        Hypotheses share what follows where model, scorers and classes stood alike (``decoding.lattice_reading``).
+
+        Raises:
+            DataError: an utterance has no hypothesis.
+        """
+        if self._standing is None or self._ended is None:
+            raise RuntimeError("BeamSearch(..., lattices=True), and finish before lattices")
+        names = [s.name for s in self._scorers]
+        return read_lattices(self._trace.steps, *self._ended, names, self._standing, self._trace.maximum)
+
     def _advance_all(self) -> None:
         """Take steps until every utterance has passed the frames that the emitter has."""
         lengths = self._emitter.lengths
         while bool((self._at < lengths).any()):
             self._step(lengths)
+            if self._standing is not None:
+                self._standing.append(Standing(future_key(self._beam.state), self._beam.score.clone()))
 
     def _fast_step(self, reference: bool) -> FastStep | None:
         """Compiled steps, where there are any: on a CPU, for one symbol a frame."""
@@ -452,6 +475,7 @@ class BeamSearch:
         whole = score.masked_fill(beam.state[..., NODE] >= 0, -torch.inf)
         score = torch.where(whole.isneginf().all(-1, keepdim=True), score, whole)
         names = [s.name for s in self._scorers]
+        self._ended = score, added
         return self._trace.read(score, added, names, self._config.nbest, self._worth)
 
     def _worth(self, node: int, tokens: Sequence[int]) -> float:

@@ -1,8 +1,10 @@
 """Lattices read from a finished search, or from its n-best list.
 
-A search that recombines only equal token sequences leaves a tree: whatever was merged had the same tokens. One
-that also merges hypotheses of a common short history (Prabhavalkar et al. 2021, arXiv 2012.06749) leaves a graph
-with far more sequences than its beam; ``Merged`` is what it has to record.
+What a search keeps at its end is a tree: paths that meet had the same tokens. But on its way hypotheses of other
+tokens stood where model, language models and lists could not tell them apart (an n-gram forgets what was said
+before; so does a predictor of two tokens), and only the better one was followed further. With ``Standing``, which
+says where each hypothesis stood, such hypotheses are nodes of one graph: what was heard behind the one is heard
+behind the other with the same scores, and the graph holds far more sequences than the beam.
 """
 
 from __future__ import annotations
@@ -16,25 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.lattice import RECOMBINED, UNKNOWN, Draft, Floats, Ints, Label, Lattice
-from decoding.trace import BLANK, RawHypothesis, Step
+from decoding.trace import BLANK, RawHypothesis, Standing, Step
 from lm.errors import DataError
-
-
-class Merged(NamedTuple):
-    """All M extensions that one search step merged into the K hypotheses it kept.
-
-    Attributes:
-        step: the extensions, as a ``Step`` of ``(B, M)`` columns.
-        slot: ``(B, M)`` place of the hypothesis that an extension was merged into, -1 if it was dropped.
-        score: ``(B, M)`` log probability of an extension before recombination.
-        surface: ``(B, M)`` hash of its tokens. Extensions of one slot and one surface are added up; others of the
-            slot stand beside each other.
-    """
-
-    step: Step
-    slot: Tensor
-    score: Tensor
-    surface: Tensor
 
 
 def lattice_of_nbest(hypotheses: Sequence[RawHypothesis]) -> Lattice:
@@ -70,78 +55,73 @@ def read_lattices(
     score: Tensor,
     finish: Tensor,
     names: Sequence[str],
-    merged: Sequence[Merged | None] | None = None,
+    standing: Sequence[Standing] | None = None,
+    maximum: bool = False,
 ) -> list[Lattice]:
     """The lattice of each utterance of a finished search.
 
-    Without ``merged`` it holds the hypotheses of the search with their scores, those of equal tokens added up as in
-    the n-best list. With it, paths of equal tokens compete.
+    Without ``standing`` it holds the hypotheses of the search with their scores, those of equal tokens added up as
+    in the n-best list. With it, hypotheses that stood alike share what follows; the best path is still that of the
+    search, with its score.
 
     Args:
         steps: ``Trace.steps``.
         score: ``(B, K)`` final scores, -inf for hypotheses that do not count.
         finish: ``(B, K, S)`` what the scorers added at the end.
         names: names of the scorers.
-        merged: what each step merged; None, as a whole or for a step, where each hypothesis has one past.
+        standing: where the hypotheses stood after each step.
+        maximum: of hypotheses of equal tokens the best counts, they are not added up.
 
     Raises:
         DataError: an utterance has no finite final score.
     """
-    pasts = merged or [None] * len(steps)
     sources = ("model", "lm", "classes", *names, RECOMBINED)
     # A scorer may be called like a part of the model: the label-synchronous search's class language model is.
     parts = tuple(dict.fromkeys(sources))
     columns = [parts.index(name) for name in sources]
-    records = [_record(step, past, columns) for step, past in zip(steps, pasts, strict=True)]
+    stood: Sequence[Standing | None] = standing or [None] * len(steps)
+    records = [_record(step, one, columns) for step, one in zip(steps, stood, strict=True)]
     wide = np.zeros((*score.shape, len(parts)))
     for i, column in enumerate(columns[3:-1]):
         wide[..., column] += finish[..., i].cpu().double().numpy()
     final = score.cpu().double().numpy()
-    return [_read(records, b, final[b], wide[b], parts, merged is None) for b in range(len(final))]
+    return [_read(records, b, final[b], wide[b], parts, maximum) for b in range(len(final))]
 
 
 class _Record(NamedTuple):
-    """A step in numpy: frame ``(B,)``; slot, parent and label of each extension ``(B, M)``; parts ``(B, M, P)``."""
+    """A step in numpy: frame ``(B,)``; parent and label of each hypothesis ``(B, K)``; parts ``(B, K, P)``.
+
+    ``key`` and ``score`` ``(B, K)`` are those of ``Standing``, None without.
+    """
 
     frame: Ints
-    slot: Ints
     parent: Ints
-    surface: Ints
-    score: Floats
     token: Ints
     logp: Floats
     entered: NDArray[np.bool_]
     node: Ints
     parts: Floats
+    key: Ints | None
+    score: Floats | None
 
-    def label(self, b: int, place: int) -> Label:
-        """Label of the arc that an extension makes."""
-        token, logp = int(self.token[b, place]), float(self.logp[b, place])
-        return token, int(self.frame[b]), logp, bool(self.entered[b, place]), int(self.node[b, place])
+    def label(self, b: int, slot: int) -> Label:
+        """Label of the arc that a hypothesis took."""
+        token, logp = int(self.token[b, slot]), float(self.logp[b, slot])
+        return token, int(self.frame[b]), logp, bool(self.entered[b, slot]), int(self.node[b, slot])
 
-    def pasts(self, b: int, live: set[int]) -> dict[int, list[tuple[int, float]]]:
-        """For each live slot the extensions to keep, with what others of the same tokens add to each."""
-        groups: dict[int, dict[int, list[int]]] = {}
-        for place, (slot, surface) in enumerate(
-            zip(self.slot[b].tolist(), self.surface[b].tolist(), strict=True)
-        ):
-            if slot in live and self.score[b, place] > -np.inf:
-                groups.setdefault(slot, {}).setdefault(surface, []).append(place)
-        kept: dict[int, list[tuple[int, float]]] = {}
-        for slot, surfaces in sorted(groups.items()):
-            for places in surfaces.values():
-                scores = self.score[b, places]
-                best = int(scores.argmax())
-                added = float(np.logaddexp.reduce(scores) - scores[best])
-                kept.setdefault(slot, []).append((places[best], added))
-        return kept
+    def alike(self, b: int, live: set[int]) -> dict[int, list[int]]:
+        """For each live hypothesis, by the first of them, all that stood alike, best first."""
+        if self.key is None or self.score is None:
+            return {slot: [slot] for slot in sorted(live)}
+        wanted = {int(self.key[b, slot]) for slot in live}
+        groups: dict[int, list[int]] = {}
+        for slot in np.argsort(-self.score[b], kind="stable").tolist():
+            if self.score[b, slot] > -np.inf and int(self.key[b, slot]) in wanted:
+                groups.setdefault(int(self.key[b, slot]), []).append(slot)
+        return {slots[0]: slots for slots in groups.values()}
 
 
-def _record(step: Step, merged: Merged | None, columns: Sequence[int]) -> _Record:
-    if merged is None:
-        slot = torch.arange(step.parent.shape[1], device=step.parent.device).expand_as(step.parent)
-        merged = Merged(step, slot, torch.zeros_like(step.gain), slot)
-    step = merged.step
+def _record(step: Step, standing: Standing | None, columns: Sequence[int]) -> _Record:
     lm, outside = step.lm_gain, step.node < 0
     own = step.gain - step.extra.sum(-1)
     parts = (own + step.waited - lm, torch.where(outside, lm, 0.0), torch.where(outside, 0.0, lm))
@@ -149,20 +129,19 @@ def _record(step: Step, merged: Merged | None, columns: Sequence[int]) -> _Recor
     total = torch.zeros(*wide.shape[:2], max(columns, default=0) + 1, dtype=torch.float64)
     return _Record(
         frame=step.frame.cpu().numpy(),
-        slot=merged.slot.cpu().numpy(),
         parent=step.parent.cpu().numpy(),
-        surface=merged.surface.cpu().numpy(),
-        score=merged.score.cpu().double().numpy(),
         token=step.token.cpu().numpy(),
         logp=own.cpu().double().numpy(),
         entered=step.entered.cpu().numpy(),
         node=torch.where(step.ended, step.node, -1).cpu().numpy(),
         parts=total.index_add_(-1, torch.tensor(columns[:-1]), wide).numpy(),
+        key=None if standing is None else standing.key.cpu().numpy(),
+        score=None if standing is None else standing.score.cpu().double().numpy(),
     )
 
 
 class _Place(NamedTuple):
-    """Where a hypothesis stands: its last node, the blanks' parts since then, score and tokens of its best path."""
+    """Where a hypothesis stands: its last node, the blanks' parts since then, score and tokens of its path."""
 
     node: int
     waiting: Floats
@@ -171,7 +150,7 @@ class _Place(NamedTuple):
 
 
 def _read(
-    records: Sequence[_Record], b: int, score: Floats, finish: Floats, parts: tuple[str, ...], tree: bool
+    records: Sequence[_Record], b: int, score: Floats, finish: Floats, parts: tuple[str, ...], maximum: bool
 ) -> Lattice:
     ends = np.flatnonzero(np.isfinite(score)).tolist()
     if not ends:
@@ -180,52 +159,70 @@ def _read(
             "a finite final score",
             "widen the beam or leave the utterance out",
         )
-    live, pasts = set(ends), []
+    live, groups = set(ends), []
     for record in reversed(records):
-        pasts.append(record.pasts(b, live))
-        live = {int(record.parent[b, place]) for ways in pasts[-1].values() for place, _ in ways}
+        groups.append(record.alike(b, live))
+        live = {int(record.parent[b, slot]) for slots in groups[-1].values() for slot in slots}
     graph = Draft()
     places = {0: _Place(0, np.zeros(len(parts)), 0.0, ())}
-    for record, kept in zip(records, reversed(pasts), strict=True):
-        places = _extend(graph, record, b, kept, places)
-    groups: dict[tuple[int, ...], list[int]] = {}
+    before: Floats | None = np.zeros(1)
+    for record, alike in zip(records, reversed(groups), strict=True):
+        places = _extend(graph, record, b, alike, places, before)
+        before = None if record.score is None else record.score[b]
     ends.sort(key=lambda slot: -score[slot])
+    return graph.finish(parts, _finals(places, score, finish, ends, maximum))
+
+
+def _finals(
+    places: Mapping[int, _Place], score: Floats, finish: Floats, ends: Sequence[int], maximum: bool
+) -> dict[int, Floats]:
+    """What ending at each final node adds; hypotheses of equal tokens are added up in the best of them."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for slot in ends:
         groups.setdefault(places[slot].tokens, []).append(slot)
     finals: dict[int, Floats] = {}
     for slot in ends:
         node, waiting, best, tokens = places[slot]
         alike = groups[tokens]
-        whole = np.logaddexp.reduce(score[alike]) if tree and slot == alike[0] else score[slot]
+        added = slot == alike[0] and not maximum
+        whole = np.logaddexp.reduce(score[alike]) if added else score[slot]
         ending = waiting + finish[slot]
         ending[-1] += whole - finish[slot].sum() - best
         finals.setdefault(node, ending)  # CTC has two ways to wait behind a node
-    return graph.finish(parts, finals)
+    return finals
 
 
 def _extend(
     graph: Draft,
     record: _Record,
     b: int,
-    kept: Mapping[int, list[tuple[int, float]]],
+    alike: Mapping[int, Sequence[int]],
     places: Mapping[int, _Place],
+    before: Floats | None,
 ) -> dict[int, _Place]:
-    """Add one step to the graph; a hypothesis that only waits makes no node."""
+    """Add one step to the graph; hypotheses that only wait, from one node, make no node."""
     after: dict[int, _Place] = {}
-    for slot, ways in kept.items():
-        alone = len(ways) == 1 and record.token[b, ways[0][0]] == BLANK
-        target = -1 if alone else graph.add_node()
-        for place, added in ways:
-            node, waiting, best, tokens = places[int(record.parent[b, place])]
-            gained = record.parts[b, place].copy()
-            gained[-1] += added
-            best += float(gained.sum())
-            if alone:
-                after[slot] = _Place(node, waiting + gained, best, tokens)
-                continue
-            label = record.label(b, place)
-            graph.add(node, target, label, waiting + gained)
-            if slot not in after or best > after[slot].best:
-                grown = tokens if label[0] == BLANK else (*tokens, label[0])
-                after[slot] = _Place(target, np.zeros(len(gained)), best, grown)
+    for slots in alike.values():
+        came = [places[int(record.parent[b, slot])] for slot in slots]
+        gains = [_gained(record, b, slot, before) for slot in slots]
+        waits = all(record.token[b, slot] == BLANK for slot in slots) and len({p.node for p in came}) == 1
+        target = came[0].node if waits else graph.add_node()
+        waiting = came[0].waiting + gains[0] if waits else np.zeros(len(gains[0]))
+        known = set[tuple[int, tuple[int, int]]]()
+        for slot, place, gained in zip(slots, came, gains, strict=True):
+            label = record.label(b, slot)
+            grown = place.tokens if label[0] == BLANK else (*place.tokens, label[0])
+            after[slot] = _Place(target, waiting, place.best + float(gained.sum()), grown)
+            # Hypotheses that came from one node had the same scores; what they recombined is that of the best.
+            if not waits and (place.node, (label[0], label[4])) not in known:
+                known.add((place.node, (label[0], label[4])))
+                graph.add(place.node, target, label, place.waiting + gained)
     return after
+
+
+def _gained(record: _Record, b: int, slot: int, before: Floats | None) -> Floats:
+    """Parts that a step added to a hypothesis; what it gained by recombination too, where scores are known."""
+    gained: Floats = record.parts[b, slot].copy()
+    if record.score is not None and before is not None:
+        gained[-1] += record.score[b, slot] - before[record.parent[b, slot]] - gained.sum()
+    return gained

@@ -41,6 +41,17 @@ class Step(NamedTuple):
     waited: Tensor
 
 
+class Standing(NamedTuple):
+    """Where each hypothesis stood after a step, ``(B, K)`` each.
+
+    ``key`` is a hash of all that decides what its labels cost from there on: hypotheses of equal key have the same
+    future. ``score`` is what they had gained.
+    """
+
+    key: Tensor
+    score: Tensor
+
+
 ALONG = tuple(name for name in Step._fields if name not in ("frame", "parent"))
 """What a step says of each hypothesis."""
 

@@ -5,22 +5,35 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import VOCAB, TableScorer, all_paths, distance, hypothesis, path_score, path_tokens, random_lattice
-from toys import BigramLM, ToyEmitter
+from paths import (
+    VOCAB,
+    TableScorer,
+    all_paths,
+    distance,
+    hypothesis,
+    path_score,
+    path_tokens,
+    random_lattice,
+    score_alone,
+)
+from toys import BigramLM, ToyEmitter, alignment_sums
 from trees import tree_of
 
+from asr.families.ctc.emitter import CTCEmitter
 from decoding.class_status import ClassGrammar
 from decoding.frame_sync import BeamConfig, BeamSearch
 from decoding.lattice import Lattice
-from decoding.lattice_reading import Merged, lattice_of_nbest, read_lattices
+from decoding.lattice_reading import lattice_of_nbest, read_lattices
 from decoding.oracle import edit_distance, error_rate, lattice_oracle, lattice_word_oracle, nbest_oracle
-from decoding.trace import BLANK, RawHypothesis, Step, TokenSpan, Trace
+from decoding.trace import RawHypothesis, Step, TokenSpan, Trace
 from lm.errors import DataError
 
 SEEDS = st.integers(0, 100_000)
@@ -240,17 +253,6 @@ def test_lattice_of_a_class_search_adds_up_the_readings_of_equal_words(
     assert several > 0
 
 
-def test_two_ways_of_waiting_are_added_up() -> None:
-    """As in CTC, where a hypothesis waits by a blank or by its last label: two hypotheses of the same tokens."""
-    entries = [[(0, 0, 1, -1.0)], [(0, 0, BLANK, -0.5), (1, 0, BLANK, -0.7)]]
-    kept, _, score = tensors(entries, [[0], [0, 1]])
-    [lattice] = read_lattices(kept, score, torch.zeros(*score.shape, 0), [])
-    [found] = lattice.nbest(9)
-    assert found.tokens == (1,)
-    assert found.score == pytest.approx(float(np.logaddexp(-1.5, -1.7)))
-    assert sum(found.parts.values()) == pytest.approx(-1.5)
-
-
 def test_entities_and_unknown_times_survive() -> None:
     spans = (TokenSpan(7, 1, 3),)
     one = replace(hypothesis([3, 0, 1, 2], -1.0, model=-1.0), spans=spans)
@@ -264,97 +266,104 @@ def test_entities_and_unknown_times_survive() -> None:
         lattice_of_nbest([])
 
 
-Entry = tuple[int, int, int, float]
-"""Slot, parent, token and gain of an extension."""
+class ShortMemory(ToyEmitter):
+    """A random transducer that remembers its last token only, as a stateless predictor does."""
+
+    contexts = None
+
+    def __init__(self, lengths: list[int], seed: int) -> None:
+        super().__init__(lengths, BigramLM(VOCAB, 0, seed), seed, with_lm=False, sharpness=2.0)
+        self.contexts = None
+
+    def start(self) -> torch.Tensor:
+        return torch.full((len(self.lengths),), self.num_tokens)
+
+    def advance(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.clone()
 
 
-def random_merges(seed: int) -> list[list[Entry]]:
-    rng = np.random.default_rng(seed)
-    steps, before = [], 1
-    for _ in range(int(rng.integers(1, 5))):
-        slots = int(rng.integers(1, 4))
-        count = slots + int(rng.integers(4))
-        step = [
-            (
-                place if place < slots else int(rng.integers(-1, slots)),
-                int(rng.integers(before)),
-                int(rng.integers(BLANK, VOCAB)),
-                float(rng.normal()),
-            )
-            for place in range(count)
-        ]
-        steps.append(step)
-        before = slots
-    return steps
+def searched(
+    emitter: ToyEmitter,
+    scorers: list[TableScorer],
+    beam: int,
+    recombine: str = "max",
+    reference: bool = False,
+) -> tuple[list[list[RawHypothesis]], list[Lattice]]:
+    config = BeamConfig(beam=beam, threshold=50.0, recombine=recombine, nbest=beam)
+    search = BeamSearch(emitter, config, scorers=scorers, reference=reference, lattices=True)
+    return search.run(), search.lattices()
 
 
-def tensors(
-    steps: list[list[Entry]], surfaces: list[list[int]]
-) -> tuple[list[Step], list[Merged], torch.Tensor]:
-    """The steps with their merged extensions, and the final scores; the tokens of a surface are added up."""
-    alpha = torch.zeros(1, dtype=torch.float64)
-    kept, merged = [], []
-    for frame, (entries, surface) in enumerate(zip(steps, surfaces, strict=True)):
-        slot, parent, token = (torch.tensor([[e[i] for e in entries]]) for i in range(3))
-        gain = torch.tensor([[e[3] for e in entries]], dtype=torch.float64)
-        no, zero = torch.zeros_like(slot, dtype=torch.bool), torch.zeros_like(gain)
-        extra = torch.zeros(*gain.shape, 0, dtype=torch.float64)
-        node = torch.full_like(slot, -1)
-        step = Step(
-            torch.tensor([frame]), parent, token, node, no, no, gain * 0.25, gain * 0.1, extra, gain * 0.75
-        )
-        score = alpha[parent] + gain
-        merged.append(Merged(step, slot, score, torch.tensor([surface])))
-        live = int(slot.max()) + 1
-        kept.append(step)
-        alpha = torch.stack(
-            [
-                max(
-                    score[(slot == k) & (torch.tensor([surface]) == s)].logsumexp(0)
-                    for s in {s for e, s in zip(entries, surface, strict=True) if e[0] == k}
-                )
-                for k in range(live)
-            ]
-        )
-        assert zero.shape == score.shape
-    return kept, merged, alpha[None]
+@pytest.mark.parametrize("reference", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, beam=st.integers(1, 6))
+def test_paths_of_a_lattice_have_the_scores_of_their_alignments(
+    reference: bool, seed: int, beam: int
+) -> None:
+    emitter = ShortMemory([5, 3], seed)
+    scorers = [TableScorer("one", 0.5, seed), TableScorer("two", -0.2, seed + 1)]
+    lists, lattices = searched(emitter, scorers, beam, reference=reference)
+    for b, (nbest, lattice) in enumerate(zip(lists, lattices, strict=True)):
+        viterbi = alignment_sums(emitter, b, 1, max)
+        found = {h.tokens: h for h in lattice.nbest(10_000)}
+        assert lattice.best_path().tokens == nbest[0].tokens
+        assert lattice.best_path().score == pytest.approx(nbest[0].score, abs=1e-4)
+        for tokens, h in found.items():
+            apart = {s.name: score_alone(s, tokens) for s in scorers}
+            assert {n: h.parts[n] for n in apart} == pytest.approx(apart, abs=1e-4)
+            # Some alignment of these tokens: at best the best of all.
+            assert h.score <= viterbi[tokens] + sum(apart.values()) + 1e-4
+            assert sum(h.parts.values()) == pytest.approx(h.score, abs=1e-4)
+        for h in nbest:
+            assert found[h.tokens].score >= h.score - 1e-4
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS)
-def test_merged_extensions_of_other_tokens_stand_beside_each_other(seed: int) -> None:
-    steps = random_merges(seed)
-    kept, merged, score = tensors(steps, [list(range(len(step))) for step in steps])
-    paths: dict[int, list[tuple[tuple[int, ...], float]]] = {0: [((), 0.0)]}
-    for step in steps:
-        after: dict[int, list[tuple[tuple[int, ...], float]]] = {}
-        for slot, parent, token, gain in step:
-            if slot >= 0:
-                grown = [(t + (token,) * (token != BLANK), s + gain) for t, s in paths[parent]]
-                after.setdefault(slot, []).extend(grown)
-        paths = after
-    best: dict[tuple[int, ...], float] = {}
-    for tokens, total in [p for ways in paths.values() for p in ways]:
-        best[tokens] = max(best.get(tokens, -np.inf), total)
-    [lattice] = read_lattices(kept, score, torch.zeros(*score.shape, 0), [], merged)
-    found = lattice.nbest(10_000)
-    assert {h.tokens: pytest.approx(h.score, abs=1e-9) for h in found} == best
-    assert all(sum(h.parts.values()) == pytest.approx(h.score, abs=1e-9) for h in found)
+@pytest.mark.parametrize("recombine", ["sum", "max"])
+def test_a_lattice_holds_more_than_the_beam_and_the_truth_more_often(recombine: str) -> None:
+    sizes, near, nearest = [], 0, 0
+    for seed in range(20):
+        emitter = ShortMemory([8], seed)
+        [nbest], [lattice] = searched(emitter, [TableScorer("one", 0.5, seed)], 4, recombine)
+        sizes.append(len(lattice.nbest(10_000)) / len(nbest))
+        assert lattice.best_path().tokens == nbest[0].tokens
+        assert lattice.best_path().score == pytest.approx(nbest[0].score, abs=1e-4)
+        truth = np.random.default_rng(seed).integers(0, VOCAB, 5).tolist()
+        near += nbest_oracle(nbest, truth).errors
+        nearest += lattice_oracle(lattice, truth).errors
+    assert np.mean(sizes) > 5
+    assert nearest < near
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, data=st.data())
-def test_merged_extensions_of_the_same_tokens_are_added_up(seed: int, data: st.DataObject) -> None:
-    steps = random_merges(seed)
-    surfaces = [[data.draw(st.integers(0, 1)) for _ in step] for step in steps]
-    kept, merged, score = tensors(steps, surfaces)
-    [lattice] = read_lattices(kept, score, torch.zeros(*score.shape, 0), [], merged)
-    best = lattice.best_path()
-    assert best.score == pytest.approx(float(score.max()), abs=1e-9)
-    assert sum(best.parts.values()) <= best.score + 1e-9
+def test_where_everything_is_remembered_the_lattice_is_the_nbest_list() -> None:
+    emitter = ToyEmitter([6, 4], BigramLM(VOCAB, 0, 1), 1, sharpness=2.0)
+    lists, lattices = searched(emitter, [TableScorer("one", 0.5, 1)], 4, "sum")
+    for nbest, lattice in zip(lists, lattices, strict=True):
+        same(lattice.nbest(99), nbest)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lattice_of_a_ctc_search(seed: int) -> None:
+    """Two ways to wait behind a label, and merging across all that came before it."""
+    logp = (2 * torch.randn(2, 9, VOCAB + 1, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
+    model: Any = SimpleNamespace(num_tokens=VOCAB, logp=lambda encoded: encoded)
+    emitter: Any = CTCEmitter(model, logp, torch.tensor([9, 6]), VOCAB)
+    lists, lattices = searched(emitter, [], 4, "max")
+    more = 0
+    for nbest, lattice in zip(lists, lattices, strict=True):
+        assert lattice.best_path().tokens == nbest[0].tokens
+        assert lattice.best_path().score == pytest.approx(nbest[0].score, abs=1e-4)
+        more += len(lattice.nbest(200)) - len(nbest)
+    assert more > 5
+
+
+def test_lattices_must_be_asked_for() -> None:
+    search = BeamSearch(ShortMemory([3], 0), BeamConfig())
+    search.run()
+    with pytest.raises(RuntimeError, match="lattices=True"):
+        search.lattices()
 
 
 def test_utterance_without_a_hypothesis_is_refused() -> None:
-    kept, merged, score = tensors([[(0, 0, 1, -1.0)]], [[0]])
+    score = torch.full((1, 1), -torch.inf)
     with pytest.raises(DataError, match="utterance 0"):
-        read_lattices(kept, score - torch.inf, torch.zeros(*score.shape, 0), [], merged)
+        read_lattices([], score, torch.zeros(1, 1, 0), [])

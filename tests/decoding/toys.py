@@ -88,7 +88,7 @@ class ToyEmitter:
 
     def alone(self, utterance: int) -> ToyEmitter:
         """The same model on one utterance of the batch."""
-        other = object.__new__(ToyEmitter)
+        other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
         n = int(self.lengths[utterance])
         for name in ("tokens", "table", "evidence"):
