@@ -41,16 +41,27 @@ class FusionConfig(Config):
 
 
 class RescoringConfig(Config):
-    """A second look at the n-best list, with a language model; a weight of 0 leaves it out."""
+    """A second look at what was found, with a language model; a weight of 0 leaves it out."""
 
     lm: str = ""
     """Its name, as for fusion; empty for none."""
     weight: float = Field(0.3, ge=0)
     """Its weight, added to the scores of the search."""
+    unit: Literal["subword", "word"] = "subword"
+    """What it is a model of: the recognizer's tokens, or words (ARPA or KenLM files)."""
+    over: Literal["nbest", "lattice"] = "nbest"
+    """Whether the n-best list is looked at, or the lattice of the search, which holds more."""
+    keep: int = Field(8, ge=1)
+    """Over a lattice: histories of the language model that are told apart at each of its nodes."""
     internal_lm: str = ""
     """Language model of the training transcripts that is taken out (density ratio, LODR); empty for none."""
     internal_weight: float = Field(0.2, ge=0)
     """Weight of what is taken out."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a second pass."""
+        return bool((self.lm and self.weight) or (self.internal_lm and self.internal_weight))
 
 
 class DecodingConfig(Config):
@@ -75,7 +86,7 @@ class DecodingConfig(Config):
     fusion: FusionConfig = FusionConfig()
     """An external language model in the search."""
     rescoring: RescoringConfig = RescoringConfig()
-    """A language model behind the search."""
+    """A language model behind the search, over the n-best list or the lattice."""
     confidence: ConfidenceConfig = DEFAULT
     """What the confidence of words is made of; ``asr tune`` fits it."""
     segment_s: float = Field(30.0, ge=1)

@@ -11,18 +11,22 @@ import torch
 
 from asr.decoding_config import DecodingConfig
 from decoding.class_status import ClassGrammar
+from decoding.frame_sync import BeamSearch
 from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.lattice_rescoring import rescore_lattices
 from decoding.length_bonus import LengthBonus
 from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.rescore import rescore_nbest
 from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
+from decoding.word_scorer import WordScorer
 from lm.classes import EncodedCatalog, EntityCatalog, encode_catalog
 from lm.errors import ConfigError
 from lm.language_model import ContextStore
 from lm.model_files import Contextual, load_language_model, model_name
 from lm.prefix_tree import PrefixTree
 from lm.tokenizer import Tokenizer
+from lm.word_ngram import END, WordLM, load_word_lm
 
 MAX_LISTS = 64
 """Compiled sets of entity lists that are kept."""
@@ -51,6 +55,7 @@ class LanguageModels:
         self._tokenizer = tokenizer
         self._device = device
         self._loaded: dict[str, Contextual] = {}
+        self._words: dict[str, WordLM] = {}
 
     @classmethod
     def of_folder(cls, folder: Path, tokenizer: Tokenizer, device: str = "cpu") -> LanguageModels:
@@ -68,6 +73,7 @@ class LanguageModels:
             raise ConfigError(f"language model {path}", "a file", "check the path")
         self._files[name] = path
         self._loaded.pop(name, None)
+        self._words.pop(name, None)
 
     def get(self, name: str) -> Contextual:
         """The model of a name.
@@ -75,16 +81,29 @@ class LanguageModels:
         Raises:
             ConfigError: there is none of that name, or it is of another tokenizer.
         """
+        if name not in self._loaded:
+            self._loaded[name] = load_language_model(self._file(name), self._tokenizer, self._device)
+        return self._loaded[name]
+
+    def _file(self, name: str) -> Path:
         if name not in self._files:
             known = ", ".join(sorted(self._files)) or "no language model"
             raise ConfigError(
                 f"language model {name!r}",
                 f"what the model folder has in lm/: {known}",
-                "hand one over: --lm",
+                "hand one over: --lm, --rescore-lm",
             )
-        if name not in self._loaded:
-            self._loaded[name] = load_language_model(self._files[name], self._tokenizer, self._device)
-        return self._loaded[name]
+        return self._files[name]
+
+    def words(self, name: str) -> WordLM:
+        """The word-level model of a name.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self._words:
+            self._words[name] = load_word_lm(self._file(name))
+        return self._words[name]
 
     def contexts(self, name: str) -> ContextStore:
         """Contexts of a model for one search."""
@@ -197,17 +216,48 @@ class Knowledge:
             found.append(ilme(model, fusion.internal_weight))
         return found
 
-    def rescored(
-        self, found: Sequence[Sequence[RawHypothesis]], options: DecodingConfig
-    ) -> Sequence[Sequence[RawHypothesis]]:
-        """The n-best lists after the second pass."""
+    def search(self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig) -> BeamSearch:
+        """The search of a batch, as the options say."""
+        grammar = self.grammar(emitter, lists, options)
+        scorers = self.scorers(emitter, lists, options)
+        over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
+        return BeamSearch(emitter, options.search, grammar, scorers, lattices=over_lattice)
+
+    def rescored(self, search: BeamSearch, options: DecodingConfig) -> Sequence[Sequence[RawHypothesis]]:
+        """End a search: its n-best lists, after the second pass if there is one."""
+        found = search.finish()
+        if not options.rescoring.active:
+            return found
+        sources = self._second_sources(options)
+        if options.rescoring.over == "nbest":
+            return rescore_nbest(found, sources)
+        first = [lattice for lattice in search.lattices() if lattice is not None]
+        second = iter(rescore_lattices(first, sources, keep=options.rescoring.keep))
+        return [next(second).nbest(options.search.nbest) if nbest else [] for nbest in found]
+
+    def _second_sources(self, options: DecodingConfig) -> list[Scorer]:
         second, sources = options.rescoring, list[Scorer]()
         if second.lm and second.weight:
-            sources.append(ContextScorer(self.models.contexts(second.lm), "rescoring", second.weight))
+            if second.unit == "word":
+                sources.append(self._word_scorer(second.lm, second.weight))
+            else:
+                sources.append(ContextScorer(self.models.contexts(second.lm), "rescoring", second.weight))
         if second.internal_lm and second.internal_weight:
             source = ContextScorer(self.models.contexts(second.internal_lm), "internal", 1.0)
             sources.append(Subtracted(source, second.internal_weight, "rescoring_internal"))
-        return rescore_nbest(found, sources) if sources else found
+        return sources
+
+    def _word_scorer(self, name: str, weight: float) -> WordScorer:
+        model, tokenizer = self.models.words(name), self._tokenizer
+        return WordScorer(
+            model.logp,
+            lambda tokens: [word for word, _, _ in tokenizer.words(tokens)],
+            torch.from_numpy(tokenizer.starts_word),
+            model.order,
+            END,
+            "rescoring",
+            weight,
+        )
 
 
 def resolve_biasing(options: DecodingConfig, own_classes: bool) -> str:

@@ -25,7 +25,6 @@ from asr.families import Family, load_family
 from asr.features import FeatureConfig, fbank
 from asr.knowledge import Knowledge, LanguageModels, Lists
 from asr.rendering import Renderer, join_segments
-from decoding.frame_sync import BeamSearch
 from decoding.result import Hypothesis, Transcript
 from decoding.trace import RawHypothesis
 from lm.classes import EncodingReport, EntityCatalog, encode_catalog
@@ -290,9 +289,9 @@ class Recognizer:
         features = torch.nn.utils.rnn.pad_sequence([s.features.float() for s in batch], batch_first=True)
         emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
         lists = [s.lists for s in batch]
-        grammar = self._knowledge.grammar(emitter, lists, options)
-        scorers = self._knowledge.scorers(emitter, lists, options)
-        found = self._knowledge.rescored(BeamSearch(emitter, options.search, grammar, scorers).run(), options)
+        search = self._knowledge.search(emitter, lists, options)
+        search.advance()
+        found = self._knowledge.rescored(search, options)
         frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
         results = []
         for segment, nbest in zip(batch, found, strict=True):
@@ -302,7 +301,7 @@ class Recognizer:
                 frame_s,
                 segment.start_s,
                 segment.duration_s,
-                grammar.graph if grammar else None,
+                search.graph,
                 encoded.catalog if encoded else None,
                 encoded,
                 options.confidence,

@@ -30,7 +30,6 @@ from asr.knowledge import Lists
 from asr.recognizer import Entities, Recognizer
 from asr.rendering import Renderer, join_segments
 from asr.streaming_stats import StreamStats, Timekeeper
-from decoding.frame_sync import BeamSearch
 from decoding.result import EntitySpan, Transcript, Word
 from decoding.trace import EMPTY, Progress
 from lm.config import Config
@@ -221,10 +220,8 @@ class _Utterance:
         length = torch.tensor([family.stacking])
         emitter = family.emitter(nothing, length, options.lm_scale, options.candidates)
         emitter.lengths = torch.zeros_like(emitter.lengths)
-        grammar = knowledge.grammar(emitter, [lists], options)
-        scorers = knowledge.scorers(emitter, [lists], options)
-        self._search = BeamSearch(emitter, options.search, grammar, scorers)
-        self._graph = grammar.graph if grammar else None
+        self._search = knowledge.search(emitter, [lists], options)
+        self._graph = self._search.graph
         self._encoded = lists.encoded if lists else None
         self._tokenizer, self._knowledge, self._options = recognizer.tokenizer, knowledge, options
         self._frame_s = family.stacking * features.shift / features.sample_rate
@@ -271,7 +268,7 @@ class _Utterance:
 
     def finish(self, name: str, duration_s: float) -> Transcript:
         """The transcript."""
-        nbest = self._knowledge.rescored(self._search.finish(), self._options)[0]
+        nbest = self._knowledge.rescored(self._search, self._options)[0]
         found = self._renderer(duration_s).hypotheses(nbest or [EMPTY])
         return join_segments(name, round(duration_s, 3), [found])
 

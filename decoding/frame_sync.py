@@ -32,6 +32,7 @@ from decoding.beam import (
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
+from decoding.entity_graph import EntityGraph
 from decoding.fast_step import FastStep, Frames, Taken
 from decoding.lattice import Lattice
 from decoding.lattice_reading import read_lattices
@@ -131,7 +132,7 @@ class BeamSearch:
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
         """Search the whole batch: the n-best list of each utterance, best first."""
-        self._advance_all()
+        self.advance()
         return self.finish()
 
     @torch.no_grad()
@@ -145,15 +146,20 @@ class BeamSearch:
             encoded: ``(B, T, D)`` encoder frames, as the emitter takes them.
             lengths: ``(B,)`` how many of them each utterance has.
         """
-        self._advance_all()
+        self.advance()
         self._heard = self._heard + self._at
         self._at = torch.zeros_like(self._at)
         self._emitter.hear(encoded, lengths)
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
-        self._advance_all()
+        self.advance()
         if self._standing is None:
             self._trace.settle(self._beam.score)
+
+    @property
+    def graph(self) -> EntityGraph | None:
+        """The lists that entities of hypotheses are nodes of."""
+        return self._grammar.graph if self._grammar else None
 
     def partial(self) -> list[Progress]:
         """The best hypothesis of each utterance so far, and how much of it stays.
@@ -167,20 +173,18 @@ class BeamSearch:
         """End the utterances: the n-best list of each, best first."""
         return self._finish(self._beam)
 
-    def lattices(self) -> list[Lattice]:
-        """The lattice of each utterance, behind ``finish``; of an utterance without a hypothesis it is refused.
+    def lattices(self) -> list[Lattice | None]:
+        """The lattice of each utterance, behind ``finish``; None where there is no hypothesis.
 
         Hypotheses share what follows where model, scorers and classes stood alike (``decoding.lattice_reading``).
-
-        Raises:
-            DataError: an utterance has no hypothesis.
         """
         if self._standing is None or self._ended is None:
             raise RuntimeError("BeamSearch(..., lattices=True), and finish before lattices")
         names = [s.name for s in self._scorers]
         return read_lattices(self._trace.steps, *self._ended, names, self._standing, self._trace.maximum)
 
-    def _advance_all(self) -> None:
+    @torch.no_grad()
+    def advance(self) -> None:
         """Take steps until every utterance has passed the frames that the emitter has."""
         lengths = self._emitter.lengths
         while bool((self._at < lengths).any()):

@@ -57,8 +57,8 @@ def read_lattices(
     names: Sequence[str],
     standing: Sequence[Standing] | None = None,
     maximum: bool = False,
-) -> list[Lattice]:
-    """The lattice of each utterance of a finished search.
+) -> list[Lattice | None]:
+    """The lattice of each utterance of a finished search; None where no hypothesis has a finite final score.
 
     Without ``standing`` it holds the hypotheses of the search with their scores, those of equal tokens added up as
     in the n-best list. With it, hypotheses that stood alike share what follows; the best path is still that of the
@@ -71,9 +71,6 @@ def read_lattices(
         names: names of the scorers.
         standing: where the hypotheses stood after each step.
         maximum: of hypotheses of equal tokens the best counts, they are not added up.
-
-    Raises:
-        DataError: an utterance has no finite final score.
     """
     sources = ("model", "lm", "classes", *names, RECOMBINED)
     # A scorer may be called like a part of the model: the label-synchronous search's class language model is.
@@ -151,14 +148,10 @@ class _Place(NamedTuple):
 
 def _read(
     records: Sequence[_Record], b: int, score: Floats, finish: Floats, parts: tuple[str, ...], maximum: bool
-) -> Lattice:
+) -> Lattice | None:
     ends = np.flatnonzero(np.isfinite(score)).tolist()
     if not ends:
-        raise DataError(
-            f"utterance {b} of the search has no hypothesis",
-            "a finite final score",
-            "widen the beam or leave the utterance out",
-        )
+        return None
     live, groups = set(ends), []
     for record in reversed(records):
         groups.append(record.alike(b, live))

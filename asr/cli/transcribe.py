@@ -20,6 +20,7 @@ from asr.recordings import Recording, list_recordings
 from lm.errors import ConfigError, VocativeError
 
 if TYPE_CHECKING:
+    from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
     from lm.classes import EntityCatalog
 
@@ -67,6 +68,15 @@ LMWeight = Annotated[
         "--lm-weight",
         min=0,
         help="Its weight; default: 0.3, or what the model says.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+RescoreLM = Annotated[
+    Path | None,
+    typer.Option(
+        "--rescore-lm",
+        metavar="FILE",
+        help="A language model for a second pass; of words with --set rescoring.unit=word.",
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -124,6 +134,7 @@ def transcribe(
     beam: Beam = None,
     lm: LM = None,
     lm_weight: LMWeight = None,
+    rescore_lm: RescoreLM = None,
     settings: Settings = None,
     settings_file: SettingsFile = None,
     formats: Formats = "txt",
@@ -146,6 +157,7 @@ def transcribe(
       asr transcribe calls/ "more/**/*.flac" -m exp/model -o results -f txt,json,ctm
       asr transcribe test/wav.scp --model exp/model --beam 16 --out results
       asr transcribe call.wav -m exp/model --lm domain.arpa --lm-weight 0.4
+      asr transcribe call.wav -m exp/model --rescore-lm words.arpa --set rescoring.unit=word
       asr transcribe call.wav -m exp/model --set class_bonus=2 --set fusion.how=mix
       find . -name "*.wav" | asr transcribe - --model exp/model
 
@@ -165,8 +177,9 @@ def transcribe(
     names = check_formats(formats, out)
     recordings = list_recordings(files, sys.stdin)
     catalog = _load_catalog(entities)
-    changes = search_changes(beam, lm, lm_weight, settings or [], settings_file)
-    job = _Job(model, device, catalog, lm, changes, batch_s)
+    changes = search_changes(beam, lm, lm_weight, settings or [], settings_file, rescore_lm)
+    files_of_models = [path for path in (lm, rescore_lm) if path]
+    job = _Job(model, device, catalog, files_of_models, changes, batch_s)
     if out is None:
         return _to_stdout(job, recordings, names[0])
     return _to_folder(job, recordings, names, out, overwrite)
@@ -195,6 +208,7 @@ def search_changes(
     lm_weight: float | None,
     settings: Sequence[str],
     settings_file: Path | None = None,
+    rescore_lm: Path | None = None,
 ) -> dict[str, Any]:
     """What the options change in the model's settings of the search.
 
@@ -207,6 +221,7 @@ def search_changes(
     given = list(settings)
     given += [f"search.beam={beam}"] if beam is not None else []
     given += [f"fusion.lm={json.dumps(model_name(lm))}"] if lm else []
+    given += [f"rescoring.lm={json.dumps(model_name(rescore_lm))}"] if rescore_lm else []
     given += [f"fusion.weight={lm_weight}"] if lm_weight is not None else []
     changes = apply_overrides(read_yaml(settings_file) if settings_file else {}, given)
     if lm_weight is not None and lm is None and "lm" not in changes.get("fusion", {}):
@@ -222,7 +237,7 @@ class _Job:
         model: Path,
         device: str,
         catalog: EntityCatalog | None,
-        lm: Path | None,
+        models: Sequence[Path],
         changes: dict[str, Any],
         batch_s: float,
     ) -> None:
@@ -231,14 +246,14 @@ class _Job:
         self._model = model
         self._device = device
         self._catalog = catalog
-        self._lm = lm
+        self._models = models
         self._changes = changes
         self._batch_s = batch_s
         self.settings: dict[str, Any] = {
             "model": bundle_fingerprint(model),
             "entities": catalog.fingerprint() if catalog else None,
             "search": changes,
-            "lm": file_digest(lm) if lm else None,
+            "lm": [file_digest(path) for path in models],
         }
         self.notes: dict[str, Any] = {}
         self.tally = Tally()
@@ -253,12 +268,8 @@ class _Job:
             if counts["partly"] or counts["failed"]:
                 say(f"warning: {report.summary()}; asr classes shows them all")
             self.notes["entity_list"] = counts
-        if self._lm:
-            from lm.model_files import model_name
-
-            recognizer.language_models.add(model_name(self._lm), self._lm)
-            recognizer.language_models.get(model_name(self._lm))
         options = recognizer.decoding.changed(self._changes, "--set")
+        add_models(recognizer, self._models, options)
         return partial(
             recognizer.transcribe_many, entities=self._catalog, batch_s=self._batch_s, options=options
         )
@@ -292,6 +303,22 @@ class _Job:
         if interrupted:
             return 130
         return 1 if self.tally.failed else 0
+
+
+def add_models(recognizer: Recognizer, paths: Sequence[Path], options: DecodingConfig) -> None:
+    """Offer language models to a recognizer, and read those that ``options`` use before anything is searched."""
+    from lm.model_files import model_name
+
+    fusion, second = options.fusion, options.rescoring
+    for path in paths:
+        recognizer.language_models.add(model_name(path), path)
+    subword = [fusion.lm, fusion.internal_lm, second.internal_lm]
+    if second.unit == "word" and second.lm:
+        recognizer.language_models.words(second.lm)
+    else:
+        subword.append(second.lm)
+    for name in filter(None, subword):
+        recognizer.language_models.get(name)
 
 
 def _to_folder(

@@ -18,7 +18,9 @@ from asr.cli.transcribe import (
     Device,
     Entities,
     Model,
+    RescoreLM,
     Settings,
+    add_models,
     file_digest,
     load_recognizer,
     search_changes,
@@ -75,6 +77,7 @@ def tune(
     out: Out,
     entities: Entities = None,
     lm: LM = None,
+    rescore_lm: RescoreLM = None,
     settings: Settings = None,
     grid: Grid = None,
     test: Test = None,
@@ -108,8 +111,9 @@ def tune(
     _check_leaks(references, test, lm_text or [])
     recordings = _referenced(list_recordings(files, sys.stdin), references, ref)
     catalog = EntityCatalog.load(entities) if entities else None
-    changes = search_changes(None, lm, None, settings or [])
-    job = _Job.load(model, device, catalog, lm, changes, recordings, out, batch_s)
+    changes = search_changes(None, lm, None, settings or [], None, rescore_lm)
+    models = [path for path in (lm, rescore_lm) if path]
+    job = _Job.load(model, device, catalog, models, changes, recordings, out, batch_s)
     return _run(job, references, wanted, nbest)
 
 
@@ -131,27 +135,24 @@ class _Job:
         model: Path,
         device: str,
         catalog: EntityCatalog | None,
-        lm: Path | None,
+        models: Sequence[Path],
         changes: dict[str, Any],
         recordings: Sequence[Recording],
         out: Path,
         batch_s: float,
     ) -> _Job:
         from asr.bundle import bundle_fingerprint
-        from lm.model_files import model_name
 
         recognizer = load_recognizer(model, device)
-        if lm:
-            recognizer.language_models.add(model_name(lm), lm)
-            recognizer.language_models.get(model_name(lm))
+        options = recognizer.decoding.changed(changes, "--set")
+        add_models(recognizer, models, options)
         if catalog:
             recognizer.report(catalog)
         marks = {
             "model": bundle_fingerprint(model),
             "entities": catalog.fingerprint() if catalog else None,
-            "lm": file_digest(lm) if lm else None,
+            "lm": [file_digest(path) for path in models],
         }
-        options = recognizer.decoding.changed(changes, "--set")
         return cls(recognizer, options, catalog, recordings, out, batch_s, marks)
 
     @property

@@ -192,6 +192,43 @@ def test_cell(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("biasing", ["none", "classes", "phrases"])
+@pytest.mark.parametrize("unit", ["subword", "word"])
+@pytest.mark.parametrize("over", ["nbest", "lattice"])
+def test_second_passes(
+    recognizers: dict[str, Recognizer], tmp_path: Path, family: str, biasing: str, unit: str, over: str
+) -> None:
+    recognizer = recognizers[family]
+    if unit == "word":
+        words = [["call", "maja", "novak"], ["abc", "call", "jim"]]
+        train_arpa(words, 2, tmp_path / "words.arpa")
+        recognizer.language_models.add("words", tmp_path / "words.arpa")
+    second = {"lm": "words" if unit == "word" else "ngram", "unit": unit, "weight": 0.2, "over": over}
+    if unit == "subword":
+        second["internal_lm"] = "bigram"
+    fusion = {"lm": "ngram", "weight": 0.3} if family != "factorized" else {}
+    options = options_of(
+        recognizer, biasing=biasing, rescoring=second, fusion=fusion, search={"beam": 4, "nbest": 6}
+    )
+    recordings = [sound(1.5, 1), sound(2.2, 2)]
+    lists = [LISTS, None] if biasing != "none" else [None, None]
+    parts = {"model", "rescoring"} | ({"rescoring_internal"} if unit == "subword" else set())
+    together = recognizer.transcribe(recordings, entities=lists, options=options)
+    for recording, entities, result in zip(recordings, lists, together, strict=True):
+        check(result, parts)
+        alike(recognizer.transcribe(recording, entities=entities, options=options), result)
+        if over == "lattice":
+            first = options_of(
+                recognizer, biasing=biasing, rescoring=second | {"over": "nbest"}, fusion=fusion
+            )
+            listed = recognizer.transcribe(
+                recording, entities=entities, options=first.changed({"search": {"beam": 4}}, "test")
+            )
+            assert result.hypotheses[0].score >= listed.hypotheses[0].score - 0.05
+            assert len(result.hypotheses) <= 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_weight_of_zero_is_no_source(recognizers: dict[str, Recognizer], family: str, model: str) -> None:
     recognizer = recognizers[family]
