@@ -216,12 +216,14 @@ class Knowledge:
             found.append(ilme(model, fusion.internal_weight))
         return found
 
-    def search(self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig) -> BeamSearch:
-        """The search of a batch, as the options say."""
+    def search(
+        self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig, lattices: bool = False
+    ) -> BeamSearch:
+        """The search of a batch, as the options say, that remembers its lattices if they are wanted."""
         grammar = self.grammar(emitter, lists, options)
         scorers = self.scorers(emitter, lists, options)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
-        return BeamSearch(emitter, options.search, grammar, scorers, lattices=over_lattice)
+        return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
 
     def rescored(self, search: BeamSearch, options: DecodingConfig) -> Sequence[Sequence[RawHypothesis]]:
         """End a search: its n-best lists, after the second pass if there is one."""

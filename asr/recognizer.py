@@ -25,6 +25,7 @@ from asr.families import Family, load_family
 from asr.features import FeatureConfig, fbank
 from asr.knowledge import Knowledge, LanguageModels, Lists
 from asr.rendering import Renderer, join_segments
+from decoding.lattice import Lattice
 from decoding.result import Hypothesis, Transcript
 from decoding.trace import RawHypothesis
 from lm.classes import EncodingReport, EntityCatalog, encode_catalog
@@ -206,6 +207,32 @@ class Recognizer:
         for index, result in self._run(list(paths), [entities] * len(paths), 16000, options, batch_s):
             yield paths[index], result
 
+    def lattices(
+        self, audio: Sequence[Audio], *, entities: Entities = None, options: DecodingConfig | None = None
+    ) -> list[tuple[Transcript, list[Lattice | None]]]:
+        """Transcribe recordings one by one, each with the lattices of its pieces as the search left them.
+
+        Tokens of a lattice are those of ``tokenizer``; a piece in which nothing could be said has none.
+
+        Raises:
+            AudioError, EntityListError: what is wrong with a recording or a list, in one line.
+        """
+        options = options or self.decoding
+        lists = self._knowledge.lists(self.catalog(entities), options)
+        found = []
+        for index, item in enumerate(audio):
+            recording = _Recording(Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}")
+            held = list[Lattice | None]()
+            for piece in self._segments(index, item, self.features.sample_rate, options, lists):
+                if isinstance(piece, VocativeError):
+                    raise piece
+                (nbest,), lattices = self._decode([piece], options, lattices=True)
+                recording.duration_s += piece.duration_s
+                recording.add(piece.start_s, nbest)
+                held += lattices
+            found.append((cast("Transcript", recording.result()), held))
+        return found
+
     def report(self, entities: Entities) -> EncodingReport:
         """What the model makes of each entry of the lists.
 
@@ -279,17 +306,19 @@ class Recognizer:
         batch_s: float,
     ) -> None:
         for batch in _batches(segments, batch_s):
-            for segment, nbest in zip(batch, self._decode(batch, options), strict=True):
+            for segment, nbest in zip(batch, self._decode(batch, options)[0], strict=True):
                 recordings[segment.owner].add(segment.start_s, nbest)
 
     @torch.no_grad()
-    def _decode(self, batch: Sequence[_Segment], options: DecodingConfig) -> list[tuple[Hypothesis, ...]]:
-        """N-best lists of a batch of segments."""
+    def _decode(
+        self, batch: Sequence[_Segment], options: DecodingConfig, lattices: bool = False
+    ) -> tuple[list[tuple[Hypothesis, ...]], list[Lattice | None]]:
+        """N-best lists of a batch of segments; and their lattices, if they are wanted."""
         lengths = torch.tensor([len(s.features) for s in batch])
         features = torch.nn.utils.rnn.pad_sequence([s.features.float() for s in batch], batch_first=True)
         emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
         lists = [s.lists for s in batch]
-        search = self._knowledge.search(emitter, lists, options)
+        search = self._knowledge.search(emitter, lists, options, lattices)
         search.advance()
         found = self._knowledge.rescored(search, options)
         frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
@@ -307,7 +336,7 @@ class Recognizer:
                 options.confidence,
             )
             results.append(renderer.hypotheses(nbest or [EMPTY]))
-        return results
+        return results, search.lattices() if lattices else []
 
 
 KEYS = frozenset({"format", "family", "sha256", "model", "features", "decoding"})

@@ -229,6 +229,20 @@ def test_second_passes(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_lattices_go_with_their_transcripts(recognizers: dict[str, Recognizer], family: str) -> None:
+    recognizer = recognizers[family]
+    options = options_of(recognizer, search={"beam": 4}, segment_s=2.0)
+    recordings = [sound(1.5, 1), sound(3.2, 2)]
+    found = recognizer.lattices(recordings, entities=LISTS, options=options)
+    assert [len(lattices) for _, lattices in found] == [1, 2]
+    for recording, (transcript, lattices) in zip(recordings, found, strict=True):
+        alike(recognizer.transcribe(recording, entities=LISTS, options=options), transcript)
+        best = [lattice.best_path() for lattice in lattices if lattice is not None]
+        assert " ".join(recognizer.tokenizer.decode(path.tokens) for path in best) == transcript.text
+        assert sum(path.score for path in best) == pytest.approx(transcript.hypotheses[0].score, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_weight_of_zero_is_no_source(recognizers: dict[str, Recognizer], family: str, model: str) -> None:
     recognizer = recognizers[family]
