@@ -44,6 +44,8 @@ class FrameSynchronous(Protocol):
         repeats: whether a hypothesis may stay by repeating its last label (CTC). The states then say whether the
             last frame was a blank, and ``close`` is called when one is taken.
         lookahead: most frames worth scoring at once; small where scoring a frame is dear.
+        loud: ``(B, T)`` frames in which a label may well be said, so that few behind them need be scored ahead; a
+            guess that changes no answer. None where there is none.
     """
 
     num_tokens: int
@@ -54,6 +56,7 @@ class FrameSynchronous(Protocol):
     contexts: ContextStore | None
     repeats: bool
     lookahead: int
+    loud: Tensor | None
 
     def hear(self, encoded: Tensor, lengths: Tensor) -> None:
         """Go on to the next frames of each utterance, ``lengths`` ``(B,)`` of ``encoded`` ``(B, T, D)``.

@@ -118,6 +118,7 @@ class BeamSearch:
             config.recombine == "max",
         )
         self._ahead = emitter.lookahead
+        self._next_loud = _next_loud(emitter)
         self._trace = Trace(maximum=config.recombine == "max")
         utterances = len(emitter.lengths)
         self._row = torch.arange(utterances, device=emitter.lengths.device)
@@ -150,6 +151,7 @@ class BeamSearch:
         self._heard = self._heard + self._at
         self._at = torch.zeros_like(self._at)
         self._emitter.hear(encoded, lengths)
+        self._next_loud = _next_loud(self._emitter)
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
         self.advance()
@@ -218,7 +220,7 @@ class BeamSearch:
             self._take(self._fast.take(beam, heard))
             return
         view = self._view(heard)
-        skipped, stopped, waited = self._pass(beam, view, lengths)
+        skipped, stopped, waited = self._pass(beam, view)
         self._at = self._at + skipped
         moved = skipped > 0
         self._symbols = self._symbols.masked_fill(moved, 0)
@@ -227,7 +229,8 @@ class BeamSearch:
             model = beam.state[..., MODEL]
             beam.state[..., MODEL] = torch.where(moved[:, None], self._emitter.close(model), model)
         self._ahead = _lookahead(skipped, self._emitter.lookahead)
-        if bool(stopped.any()):
+        # Blanks alone make hypotheses equal only where they close what may be repeated.
+        if self._emitter.repeats or bool(stopped.any()):
             self._extend(beam, view, skipped.clamp_max(view.heard.frames.shape[1] - 1), stopped, waited)
         else:
             self._rest(beam, waited)
@@ -244,9 +247,17 @@ class BeamSearch:
     def _hear(self, lengths: Tensor) -> Frames:
         """Scores of the next frames of every utterance."""
         emitter, model = self._emitter, self._beam.state[..., MODEL]
+        # Unused places look like the first: whatever they hold need not be scored.
+        model = torch.where(self._beam.score.isneginf(), model[:, :1], model)
+        last = (lengths - 1).clamp_min(0)
+        if self._next_loud is not None:
+            at = torch.minimum(self._at, last)
+            loud = torch.minimum(self._next_loud[self._row, at], at + emitter.lookahead - 1)
+            self._ahead = int((loud - at).amax()) + 1
+            last = torch.minimum(last, loud)
         frames = self._at[:, None] + torch.arange(self._ahead, device=lengths.device)
-        inside = frames < lengths[:, None]
-        frames = torch.minimum(frames, (lengths - 1).clamp_min(0)[:, None])
+        inside = frames < torch.minimum(lengths, last + 1)[:, None]
+        frames = torch.minimum(frames, last[:, None])
         tokens = emitter.tokens[self._row[:, None], frames]
         scores = emitter.score(frames, model)
         label, extra, lm = scores.label, None, None
@@ -270,7 +281,7 @@ class BeamSearch:
             best = best.maximum(heard.repeat)
         return _View(heard, look, best)
 
-    def _pass(self, beam: Beam, view: _View, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pass(self, beam: Beam, view: _View) -> tuple[Tensor, Tensor, Tensor]:
         """How many frames each utterance passes with blanks, where it stops, and the blanks' score ``(B, K)``.
 
         A frame stops an utterance if some label would come within the threshold of the best that takes the blank.
@@ -286,9 +297,8 @@ class BeamSearch:
         floor = self._pruning.floor(after.transpose(1, 2), (beam.state[..., NODE] >= 0)[:, None])  # (B, F)
         stops = ((after - blank + best).amax(1) >= floor) & view.heard.inside
         stopped = stops.any(-1)
-        last = (lengths - self._at).clamp(0, self._ahead)
-        skipped = torch.where(stopped, stops.int().argmax(-1), last)
-        passed = torch.arange(self._ahead, device=lengths.device) < skipped[:, None]
+        skipped = torch.where(stopped, stops.int().argmax(-1), view.heard.inside.sum(-1))
+        passed = torch.arange(self._ahead, device=skipped.device) < skipped[:, None]
         fell = ((after < floor[:, None]) & passed[:, None]).any(-1)
         waited = torch.nn.functional.pad(blank, (1, 0)).cumsum(-1)
         waited = waited.gather(-1, skipped[:, None, None].expand(-1, waited.shape[1], 1)).squeeze(-1)
@@ -486,6 +496,16 @@ class BeamSearch:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
         return -self._lm_scale * share
+
+
+def _next_loud(emitter: FrameSynchronous) -> Tensor | None:
+    """The first loud frame from each on, ``(B, T)``; where there is none, one beyond the last."""
+    if emitter.loud is None or not emitter.loud.shape[1]:
+        return None
+    count = emitter.loud.shape[1]
+    frame = torch.arange(count, device=emitter.loud.device).expand(emitter.loud.shape)
+    where = torch.where(emitter.loud, frame, count)
+    return where.flip(-1).cummin(-1).values.flip(-1)
 
 
 def _lookahead(skipped: Tensor, most: int) -> int:

@@ -79,14 +79,9 @@ def test_compiled_steps_of_ctc(seed: int, beam: int, threshold: float, lists: bo
         config = BeamConfig(beam=beam, threshold=threshold)
         return BeamSearch(emitter, config, grammar, reference=reference).run()
 
-    # The two recombine an open and a closed hypothesis at different steps, so the ends of the lists may differ.
     for one, other in zip(found(False), found(True), strict=True):
-        assert shown([one[:1]]) == shown([other[:1]])
-        scores = {h.tokens: h.score for h in other}
-        assert one[0].score == pytest.approx(other[0].score, abs=1e-3)
-        assert sum(h.tokens in scores for h in one) >= 0.6 * len(one)
-        for h in one:
-            assert h.score == pytest.approx(scores.get(h.tokens, h.score), abs=0.05)
+        assert shown([one]) == shown([other])
+        assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
 
 
 @pytest.mark.parametrize("reference", [False, True])

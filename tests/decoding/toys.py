@@ -45,6 +45,7 @@ class ToyEmitter:
     lm_scale = 1.0
     repeats = False
     lookahead = 4
+    loud: Tensor | None = None
 
     def __init__(
         self, lengths: list[int], lm: LanguageModel, seed: int, with_lm: bool = True, sharpness: float = 1.0

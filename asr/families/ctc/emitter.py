@@ -29,6 +29,7 @@ class CTCEmitter:
     contexts: ContextStore | None = None
     repeats = True
     lookahead = 8
+    loud: Tensor | None = None
 
     def __init__(self, model: CTC, encoded: Tensor, lengths: Tensor, top: int = 32) -> None:
         self.num_tokens = model.num_tokens

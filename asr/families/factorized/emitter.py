@@ -33,6 +33,7 @@ class FactorizedEmitter:
 
     repeats = False
     lookahead = 8
+    loud: Tensor | None = None
 
     def __init__(
         self,

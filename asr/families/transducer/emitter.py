@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +11,9 @@ from asr.families.transducer.model import Transducer
 from decoding.emitter import FrameScores
 from decoding.top_tokens import top_tokens
 from lm.language_model import ContextStore
+
+LOUD = 3.0
+"""A frame is worth stopping at if a label is this near to the blank in it, as far as the frame alone tells."""
 
 
 class TransducerEmitter:
@@ -30,7 +34,7 @@ class TransducerEmitter:
     lm_scale: float = 0.0
     contexts: ContextStore | None = None
     repeats = False
-    lookahead = 4
+    lookahead = 8
 
     def __init__(self, model: Transducer, encoded: Tensor, lengths: Tensor, top: int | None = None) -> None:
         self.num_tokens = model.num_tokens
@@ -46,12 +50,14 @@ class TransducerEmitter:
         """See ``FrameSynchronous.hear``."""
         self.lengths = lengths
         self._frame = self._joint.frame(encoded).float()  # (B, T, J)
-        evidence = self._logits(self._frame)[..., :-1]
+        logits = self._logits(self._frame)
+        evidence = logits[..., :-1]
         if self._all:
             every = torch.arange(self.num_tokens, device=encoded.device)
             self.evidence, self.tokens = evidence, every.expand(evidence.shape)
         else:
             self.evidence, self.tokens = top_tokens(evidence, self._top)
+        self.loud = self.evidence.amax(-1) > logits[..., -1] - LOUD
 
     def start(self) -> Tensor:
         """The empty history of each utterance ``(B,)``."""
@@ -59,6 +65,8 @@ class TransducerEmitter:
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
+        if state.device.type == "cpu":
+            return self._score(frames, state)
         # Many hypotheses of a beam said the same last, and are the same to a stateless predictor.
         batch = len(frames)
         distinct, place = torch.unique(state * batch + self._row, return_inverse=True)
@@ -71,6 +79,28 @@ class TransducerEmitter:
             label = label.gather(-1, self.tokens[row[:, None], here])
         total = logits.logsumexp(-1)
         return FrameScores((logits[..., -1] - total)[place], (label - total.unsqueeze(-1))[place])
+
+    def _score(self, frames: Tensor, state: Tensor) -> FrameScores:
+        """The same on a CPU, where frames that are asked for twice are scored once too."""
+        from asr.families.transducer import kernel
+
+        state, frames = state.contiguous(), frames.contiguous()
+        shape = (*state.shape, frames.shape[1])
+        history, first = np.empty((2, state.numel()), np.int64)
+        pairs, place = np.empty((state.numel() * shape[-1], 2), np.int64), np.empty(shape, np.int64)
+        sizes = kernel.distinct(state.numpy(), frames.numpy(), history, first, pairs, place)
+        rows = self._histories.rows(torch.from_numpy(history[: sizes[0]]))
+        which, at = torch.from_numpy(pairs[: sizes[1]]).unbind(-1)
+        heard = self._frame[torch.from_numpy(first)[which], at]
+        logits = self._logits(heard.add_(rows[which]))
+        total = logits.logsumexp(-1)
+        if self._all:
+            logits = (logits - total[:, None])[torch.from_numpy(place)]
+            return FrameScores(logits[..., -1], logits[..., :-1])
+        blank, label = torch.empty(shape), torch.empty((*shape, self._top))
+        tables = (logits.numpy(), total.numpy(), self.tokens.numpy(), frames.numpy(), place)
+        kernel.spread(*tables, blank.numpy(), label.numpy())
+        return FrameScores(blank, label)
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> None:
         """None: what a transducer knows of the language is not a part that could be taken out."""
