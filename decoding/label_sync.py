@@ -127,7 +127,7 @@ class LabelBeamSearch:
         self._most: Tensor = emitter.max_labels
         self._before = earlier(self._pool if grammar else 0, self._most.device)
         self._tokens = torch.arange(emitter.num_tokens, device=self._most.device).expand(len(self._most), -1)
-        self._trace = Trace()
+        self._trace = Trace(maximum=config.recombine == "max")
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
