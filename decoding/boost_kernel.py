@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
 
@@ -15,6 +16,7 @@ def step(
     tokens: Longs,
     keys: Longs,
     targets: Longs,
+    begin: Longs,
     root: Longs,
     graph: Longs,
     hub: Longs,
@@ -22,23 +24,61 @@ def step(
     after: Longs,
 ) -> None:
     """States ``after`` ``(N, k)`` each of ``tokens`` ``(N, k)`` appended to ``state`` ``(N,)``."""
-    size = root.shape[1]
     for n in range(len(state)):
         for i in range(tokens.shape[1]):
-            token, at = tokens[n, i], state[n]
-            after[n, i] = root[graph[at], token]
-            for _ in range(hops + 1):
-                key = at * size + token
-                low, high = 0, len(keys)
-                while low < high:
-                    middle = (low + high) // 2
-                    if keys[middle] < key:
-                        low = middle + 1
-                    else:
-                        high = middle
-                if keys[low] == key:  # the table ends with a key above all
-                    after[n, i] = targets[low]
-                    break
-                if hub[at] == at:
-                    break
-                at = hub[at]
+            after[n, i] = _next(state[n], tokens[n, i], keys, targets, begin, root, graph, hub, hops)
+
+
+@njit(cache=True)
+def score(
+    state: Longs,
+    tokens: Longs,
+    keys: Longs,
+    targets: Longs,
+    begin: Longs,
+    root: Longs,
+    graph: Longs,
+    hub: Longs,
+    hops: int,
+    entry: Floats,
+    phi: Floats,
+    found: Floats,
+) -> None:
+    """What each of ``tokens`` ``(N, k)`` changes after ``state`` ``(N,)``: ``entry`` there less ``phi`` here."""
+    for n in range(len(state)):
+        here = phi[state[n]]
+        for i in range(tokens.shape[1]):
+            after = _next(state[n], tokens[n, i], keys, targets, begin, root, graph, hub, hops)
+            found[n, i] = entry[after] - here
+
+
+@njit(cache=True)
+def _next(
+    at: int,
+    token: int,
+    keys: Longs,
+    targets: Longs,
+    begin: Longs,
+    root: Longs,
+    graph: Longs,
+    hub: Longs,
+    hops: int,
+) -> int:
+    """The state behind ``token``: an arc of ``at``, of its hubs, or of the root, the first that there is."""
+    size, first = root.shape[1], at
+    for _ in range(hops + 1):
+        key = at * size + token
+        low, high = begin[at], begin[at + 1]
+        end = high
+        while low < high:
+            middle = (low + high) // 2
+            if keys[middle] < key:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and keys[low] == key:
+            return int(targets[low])
+        if hub[at] == at:
+            break
+        at = hub[at]
+    return int(root[graph[first], token])

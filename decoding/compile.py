@@ -43,6 +43,7 @@ def compile_all() -> None:
     FastStep(pruning, 1.0, 1, None).take(beam, heard)
     boost = PhraseBoost([BoostGraph.build([([0], 1.0)], 1)], 1.0)
     boost.score(boost.start(1), torch.zeros((1, 1), dtype=torch.long))
+    boost.advance(boost.start(1), torch.zeros(1, dtype=torch.long))
     top_tokens(torch.zeros((1, 2)), 1)
     TransformerLM(TransformerLMConfig(layers=1, width=4, heads=1, feed_forward=4), 1, 0).eval().contexts()
 

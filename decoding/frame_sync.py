@@ -394,7 +394,7 @@ class BeamSearch:
             )
             for i, s in enumerate(self._scorers)
         ]
-        return torch.stack(scores, dim=-1)
+        return scores[0].unsqueeze(-1) if len(scores) == 1 else torch.stack(scores, dim=-1)
 
     def _key(self, state: Tensor) -> Tensor:
         """Hash under which hypotheses are recombined; one that may repeat its label is not one that may not."""

@@ -39,6 +39,8 @@ class BoostGraph:
     """``(A + 1,)`` int64, rising: ``state * vocab_size + token`` of every arc but the root's; ``NO_KEY``."""
     targets: Tensor
     """``(A + 1,)`` int64: state an arc leads to."""
+    begin: Tensor
+    """``(S + 1,)`` int64: where the arcs of each state begin among ``keys``, and where the last ones end."""
     root: Tensor
     """``(V,)`` int64: state after a token at the root."""
     hub: Tensor
@@ -70,9 +72,9 @@ class BoostGraph:
             output[first:last] += output[fail[first:last]]
         matched = _terminal_depth(trie)
         phi = torch.where(trie.depth > matched, trie.best * (trie.depth - matched), 0.0)
-        return cls(
-            vocab_size, keys, targets, _root_table(trie, vocab_size), hub, hops, phi.float(), output.float()
-        )
+        begin = torch.searchsorted(keys, torch.arange(len(phi) + 1) * vocab_size)
+        root = _root_table(trie, vocab_size)
+        return cls(vocab_size, keys, targets, begin, root, hub, hops, phi.float(), output.float())
 
 
 class PhraseBoost:
@@ -122,6 +124,10 @@ class PhraseBoost:
         self._keys = torch.cat([*keys, torch.tensor([NO_KEY])]).to(device)
         targets = [graph.targets[:-1] + root for graph, root in arena]
         self._targets = torch.cat([*targets, torch.tensor([0])]).to(device)
+        arcs = torch.tensor([len(each) for each in keys])
+        before = (arcs.cumsum(0) - arcs).tolist()
+        begin = [graph.begin[:-1] + arc for graph, arc in zip(distinct, before, strict=True)]
+        self._begin = torch.cat([*begin, arcs.sum()[None]]).to(device)
         self._root = torch.stack([graph.root + root for graph, root in arena]).to(device)
         self._hub = torch.cat([graph.hub + root for graph, root in arena]).to(device)
         self._graph = torch.arange(len(distinct)).repeat_interleave(states).to(device)
@@ -148,6 +154,14 @@ class PhraseBoost:
 
     def score(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Change of promise plus phrases completed, for ``tokens`` ``(N, k)`` after ``state`` ``(N,)``."""
+        if self._compiled and not state.is_cuda:
+            from decoding import boost_kernel
+
+            found = torch.empty(tokens.shape)
+            scores = (self._entry.numpy(), self._phi.numpy(), found.numpy())
+            function: Any = boost_kernel.score
+            function(*self._arrays(state, tokens), self._hops, *scores)
+            return found
         return self._entry[self._step(state, tokens)] - self._phi[state][:, None]
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
@@ -177,11 +191,14 @@ class PhraseBoost:
         from decoding import boost_kernel
 
         after = torch.empty(tokens.shape, dtype=torch.long)
-        tables = (self._keys, self._targets, self._root, self._graph, self._hub)
-        given: list[Any] = [each.contiguous().numpy() for each in (state, tokens, *tables)]
         function: Any = boost_kernel.step
-        function(*given, self._hops, after.numpy())
+        function(*self._arrays(state, tokens), self._hops, after.numpy())
         return after
+
+    def _arrays(self, state: Tensor, tokens: Tensor) -> list[Any]:
+        """What the compiled steps take: states, tokens, and the tables."""
+        tables = (self._keys, self._targets, self._begin, self._root, self._graph, self._hub)
+        return [each.contiguous().numpy() for each in (state, tokens, *tables)]
 
 
 @dataclass(frozen=True)
