@@ -117,8 +117,8 @@ def test_the_best_reading_counts_in_the_label_synchronous_search(stack: Stack, n
     [
         (STACKS[0], "sum", 150),
         (frozenset(SCORERS), "max", 150),
-        (frozenset(("classes", "ngram")), "max", 700),
-        (STACKS[-1], "sum", 700),
+        (frozenset(("classes",)), "max", 1000),
+        (STACKS[-1], "sum", 1000),
     ],
 )
 def test_several_symbols_a_frame(stack: Stack, recombine: str, beam: int, ngram: NGramModel) -> None:
