@@ -36,6 +36,7 @@ from decoding.entity_graph import EntityGraph
 from decoding.fast_step import FastStep, Frames, Taken
 from decoding.lattice import Lattice
 from decoding.lattice_reading import read_lattices
+from decoding.lookahead import lookahead, next_loud
 from decoding.pruning import Pruning
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, Progress, RawHypothesis, Standing, Step, Trace
@@ -118,7 +119,7 @@ class BeamSearch:
             config.recombine == "max",
         )
         self._ahead = emitter.lookahead
-        self._next_loud = _next_loud(emitter)
+        self._next_loud = next_loud(emitter)
         self._trace = Trace(maximum=config.recombine == "max")
         utterances = len(emitter.lengths)
         self._row = torch.arange(utterances, device=emitter.lengths.device)
@@ -151,7 +152,7 @@ class BeamSearch:
         self._heard = self._heard + self._at
         self._at = torch.zeros_like(self._at)
         self._emitter.hear(encoded, lengths)
-        self._next_loud = _next_loud(self._emitter)
+        self._next_loud = next_loud(self._emitter)
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
         self.advance()
@@ -228,7 +229,7 @@ class BeamSearch:
             beam.state[..., DONE].masked_fill_(moved[:, None], 0)
             model = beam.state[..., MODEL]
             beam.state[..., MODEL] = torch.where(moved[:, None], self._emitter.close(model), model)
-        self._ahead = _lookahead(skipped, self._emitter.lookahead)
+        self._ahead = lookahead(skipped, self._emitter.lookahead)
         # Blanks alone make hypotheses equal only where they close what may be repeated.
         if self._emitter.repeats or bool(stopped.any()):
             self._extend(beam, view, skipped.clamp_max(view.heard.frames.shape[1] - 1), stopped, waited)
@@ -238,7 +239,7 @@ class BeamSearch:
     def _take(self, taken: Taken) -> None:
         """Go on from a step taken in compiled code."""
         frame = self._at = self._at + taken.skipped
-        self._ahead = _lookahead(taken.skipped, self._emitter.lookahead)
+        self._ahead = lookahead(taken.skipped, self._emitter.lookahead)
         self._trace.steps.append(Step(self._heard + frame, *taken[3:]))
         self._advance(taken.beam, taken.token, taken.node, taken.ended)
         self._at = frame + taken.stopped
@@ -496,20 +497,3 @@ class BeamSearch:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
         return -self._lm_scale * share
-
-
-def _next_loud(emitter: FrameSynchronous) -> Tensor | None:
-    """The first loud frame from each on, ``(B, T)``; where there is none, one beyond the last."""
-    if emitter.loud is None or not emitter.loud.shape[1]:
-        return None
-    count = emitter.loud.shape[1]
-    frame = torch.arange(count, device=emitter.loud.device).expand(emitter.loud.shape)
-    where = torch.where(emitter.loud, frame, count)
-    return where.flip(-1).cummin(-1).values.flip(-1)
-
-
-def _lookahead(skipped: Tensor, most: int) -> int:
-    """Frames worth scoring next, from how many were passed just now."""
-    if most == 1:
-        return 1
-    return min(most, 1 + 2 * round(float(skipped.float().mean())))
