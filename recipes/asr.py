@@ -15,58 +15,55 @@ from lm.errors import ConfigError
 from lm.tokenizer import Tokenizer
 from recipes import evaluate, train
 from recipes.config import RecipeConfig
-from recipes.corpora.an4 import CLASSES as AN4_CLASSES
-from recipes.corpora.an4 import An4Config, prepare
-from recipes.corpora.contacts import VERSION as CONTACTS_VERSION
-from recipes.corpora.contacts import ContactsConfig, make_contacts
-from recipes.corpora.contacts_text import CLASSES as CONTACTS_CLASSES
+from recipes.corpora.corpus import Corpus
+from recipes.corpora.lists import list_files
+from recipes.corpora.registry import CORPORA, find_corpus
 from recipes.language_models import make_language_models
 from recipes.recipe import Recipe
 from recipes.stage import Stage
 
-SPLITS = ("train", "dev", "test")
-CLASSES = {"an4": AN4_CLASSES, "contacts": CONTACTS_CLASSES}
 
-
-def asr_recipe(config: RecipeConfig, workdir: Path, corpus: Path | None = None) -> Recipe:
+def asr_recipe(config: RecipeConfig, workdir: Path, source: Path | None = None) -> Recipe:
     """The stages of one experiment in ``workdir``.
 
     Args:
         config: the experiment.
         workdir: everything it makes.
-        corpus: folder of the corpus, for one that is not made on the spot.
+        source: folder of the corpus, for one that is not made on the spot.
 
     Raises:
         ConfigError: a setting that some stage could not use.
     """
-    _check_model(config)
+    corpus = find_corpus(config.corpus)
+    _check_corpus(corpus, config)
+    _check_model(config, corpus)
     _check_systems(config)
     folder = train.Layout(workdir)
     stages = (
-        _data_stage(config, folder, corpus),
-        *_training_stages(config, folder),
-        *_result_stages(config, folder),
+        _data_stage(config, corpus, folder, source),
+        *_training_stages(config, corpus, folder),
+        *_result_stages(config, corpus, folder),
     )
     return Recipe(config.corpus, workdir, stages)
 
 
-def _training_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
+def _training_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout) -> tuple[Stage, ...]:
     return (
         Stage(
             "manifests",
             "find the recordings and their durations",
-            tuple(folder.data / split for split in SPLITS),
-            tuple(folder.cuts(split) for split in SPLITS),
+            tuple(folder.data / split for split in corpus.splits),
+            tuple(folder.cuts(split) for split in corpus.splits),
             {},
-            lambda: train.make_manifests(folder, SPLITS),
+            lambda: train.make_manifests(folder, corpus.splits),
         ),
         Stage(
             "tokenizer",
             "learn subword units from the training text",
             (folder.data / "train", folder.data / "lm_text.txt"),
             (folder.tokenizer,),
-            config.tokenizer.model_dump(mode="json") | {"classes": list(CLASSES[config.corpus])},
-            lambda: train.make_tokenizer(folder, config.tokenizer, CLASSES[config.corpus]),
+            config.tokenizer.model_dump(mode="json") | {"classes": list(corpus.classes)},
+            lambda: train.make_tokenizer(folder, config.tokenizer, corpus.classes),
         ),
         *_language_model_stages(config, folder),
         Stage(
@@ -94,7 +91,8 @@ def _language_model_stages(config: RecipeConfig, folder: train.Layout) -> tuple[
     return (stage,)
 
 
-def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, ...]:
+def _result_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout) -> tuple[Stage, ...]:
+    lists = list_files(corpus.lists, folder.data, "test")
     return (
         Stage(
             "model",
@@ -103,7 +101,7 @@ def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, .
                 folder.weights,
                 folder.tokenizer,
                 folder.cuts("dev"),
-                folder.data / "dev_entities.yaml",
+                *list_files(corpus.lists, folder.data, "dev"),
                 *(folder.language_model(name) for name in config.language_models),
             ),
             (folder.model, folder.tuned),
@@ -113,10 +111,10 @@ def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, .
         Stage(
             "decode",
             "transcribe the test set with every system",
-            (folder.model, folder.tuned, folder.cuts("test"), folder.data / "entities.yaml"),
+            (folder.model, folder.tuned, folder.cuts("test"), *lists),
             tuple(folder.hypotheses(system.name) for system in config.systems),
             {},
-            lambda: evaluate.decode(folder, "test"),
+            lambda: evaluate.decode(config, folder, "test"),
         ),
         Stage(
             "score",
@@ -125,7 +123,7 @@ def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, .
                 *(folder.hypotheses(system.name) for system in config.systems),
                 folder.data / "test",
                 folder.cuts("test"),
-                folder.data / "entities.yaml",
+                *lists,
             ),
             (folder.results, folder.report),
             {
@@ -137,35 +135,44 @@ def _result_stages(config: RecipeConfig, folder: train.Layout) -> tuple[Stage, .
     )
 
 
-def _data_stage(config: RecipeConfig, folder: train.Layout, corpus: Path | None) -> Stage:
-    if config.corpus == "contacts":
-        contacts = build_config(ContactsConfig, config.data, "data")
-        return Stage(
-            "data",
-            "synthesise the contacts corpus (synthetic speech)",
-            (),
-            (folder.data,),
-            config.data,
-            lambda: make_contacts(contacts, folder.data),
-            CONTACTS_VERSION,
-        )
-    if corpus is None:
+def _data_stage(config: RecipeConfig, corpus: Corpus, folder: train.Layout, source: Path | None) -> Stage:
+    if source is None and corpus.needs_source:
         raise ConfigError(
-            f"no folder for corpus {config.corpus!r}", "--corpus DIR", "say where the recordings are"
+            f"no folder for corpus {corpus.name!r}", "--corpus DIR", "say where the recordings are"
         )
-    an4 = build_config(An4Config, config.data, "data")
-    source = corpus
+    settings, place = corpus.settings(config.data), source or Path()
     return Stage(
         "data",
-        f"prepare {config.corpus} from {corpus}",
-        tuple(source / split for split in ("train", "test")),
+        corpus.description.format(source=place),
+        corpus.inputs(place, settings),
         (folder.data,),
         config.data,
-        lambda: prepare(source, folder.data, an4),
+        lambda: corpus.prepare(place, folder.data, settings),
+        corpus.version,
     )
 
 
-def _check_model(config: RecipeConfig) -> None:
+def _check_corpus(corpus: Corpus, config: RecipeConfig) -> None:
+    """A corpus to train on, and no system that uses lists where it has none."""
+    if "train" not in corpus.splits:
+        others = ", ".join(name for name, other in CORPORA.items() if "train" in other.splits)
+        raise ConfigError(
+            f"corpus {corpus.name!r}, which has no training set",
+            f"one of {others}",
+            f"test a finished model on it with egs/{corpus.name}/run.sh",
+        )
+    base = config.decoding.model_dump(mode="json")
+    for system in config.systems:
+        biasing = merge(base, system.decoding).get("biasing")
+        if corpus.lists == "none" and biasing in ("phrases", "classes"):
+            raise ConfigError(
+                f"system {system.name!r}: biasing {biasing!r} on corpus {corpus.name!r}, which has no entity lists",
+                "biasing none",
+                "leave it out, or choose another corpus",
+            )
+
+
+def _check_model(config: RecipeConfig, corpus: Corpus) -> None:
     """Build the model without memory for its weights: a typo in it shows before the corpus is made."""
     import torch
 
@@ -174,7 +181,7 @@ def _check_model(config: RecipeConfig) -> None:
         raise ConfigError(
             f"family {config.family!r}", f"one of {', '.join(families())}", f"did you mean {near!r}?"
         )
-    sizes = SimpleNamespace(vocab_size=config.tokenizer.vocab_size, num_classes=len(CLASSES[config.corpus]))
+    sizes = SimpleNamespace(vocab_size=config.tokenizer.vocab_size, num_classes=len(corpus.classes))
     with torch.device("meta"):
         family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
     family.loss_config(config.loss)

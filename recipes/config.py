@@ -64,8 +64,8 @@ class SystemConfig(Config):
 class RecipeConfig(Config):
     """A whole experiment."""
 
-    corpus: Literal["an4", "contacts"]
-    """Which corpus, one of ``recipes/corpora``."""
+    corpus: str
+    """Which corpus, a name in ``recipes/corpora/registry.py``."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Settings of that corpus."""
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from lm.config import build_config, merge
 from lm.errors import DataError, VocativeError
 from recipes.config import RecipeConfig, SystemConfig
 from recipes.console import progress, say
+from recipes.corpora.lists import read_lists
+from recipes.corpora.registry import find_corpus
 from recipes.train import Layout
 
 
@@ -35,21 +37,20 @@ def tune_and_pack(config: RecipeConfig, folder: Layout) -> None:
     paths = {name: folder.language_model(name) for name in config.language_models}
     extra = {f"lm/{path.name}": path.read_bytes() for path in paths.values()}
     save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
-    chosen = {system.name: _tune(system, config.decoding, folder) for system in config.systems}
+    chosen = {system.name: _tune(system, config, folder) for system in config.systems}
     folder.tuned.write_text(json.dumps(chosen, indent=1))
     values["decoding"] = chosen[config.systems[-1].name]["decoding"]
     save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
 
 
-def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[str, Any]:
+def _tune(system: SystemConfig, config: RecipeConfig, folder: Layout) -> dict[str, Any]:
     """The settings with the lowest dev WER, and that of every combination tried; ties go to the first."""
     from asr.recognizer import Recognizer
-    from lm.classes import EntityCatalog
 
     recognizer = Recognizer.load(folder.model)
-    start = merge(base.model_dump(mode="json"), system.decoding)
+    start = merge(config.decoding.model_dump(mode="json"), system.decoding)
     references = _references(folder, "dev")
-    catalog = EntityCatalog.load(folder.data / "dev_entities.yaml")
+    lists = read_lists(find_corpus(config.corpus).lists, folder.data, "dev")
     names, grids = list(system.tune), list(system.tune.values())
     tried: list[tuple[float, dict[str, Any]]] = []
     best: dict[str, Transcript] = {}
@@ -58,7 +59,7 @@ def _tune(system: SystemConfig, base: DecodingConfig, folder: Layout) -> dict[st
         values = changed(start, chosen)
         values = merge(values, {"confidence": PLAIN.model_dump()})
         options = build_config(DecodingConfig, values, f"system {system.name!r}")
-        found = dict(_transcribe(recognizer, folder, "dev", catalog, options))
+        found = dict(_transcribe(recognizer, folder, "dev", lists, options))
         rate = _word_error_rate(references, found)
         best = found if not tried or rate < min(before for before, _ in tried) else best
         tried.append((rate, chosen))
@@ -95,21 +96,23 @@ def changed(settings: dict[str, Any], values: dict[str, float]) -> dict[str, Any
     return settings
 
 
-def decode(folder: Layout, split: str) -> None:
+def decode(config: RecipeConfig, folder: Layout, split: str) -> None:
     """Transcribe ``split`` with every system, one JSON line a recording."""
     from asr.recognizer import Recognizer
     from lm.classes import EntityCatalog
 
     recognizer = Recognizer.load(folder.model)
-    catalog = EntityCatalog.load(folder.data / "entities.yaml")
-    say(f"    entity lists: {recognizer.report(catalog).summary()}")
+    lists = read_lists(find_corpus(config.corpus).lists, folder.data, split)
+    if lists is not None:
+        whole = lists if isinstance(lists, EntityCatalog) else EntityCatalog.empty().merge(*lists.values())
+        say(f"    entity lists: {recognizer.report(whole).summary()}")
     for name, tuned in json.loads(folder.tuned.read_text()).items():
         options = build_config(DecodingConfig, tuned["decoding"], f"system {name!r}")
         began, audio_s = time.monotonic(), 0.0
         target = folder.hypotheses(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         lines = []
-        for _, result in _transcribe(recognizer, folder, split, catalog, options, name):
+        for _, result in _transcribe(recognizer, folder, split, lists, options, name):
             audio_s += result.duration_s
             lines.append(_json_line(result))
         target.write_text("".join(lines))
@@ -123,6 +126,8 @@ def emits_spans(config: RecipeConfig, system: SystemConfig) -> bool:
     from asr.families import knows_classes
     from asr.knowledge import resolve_biasing
 
+    if find_corpus(config.corpus).lists == "none":
+        return False
     values = merge(config.decoding.model_dump(mode="json"), system.decoding)
     options = build_config(DecodingConfig, values, f"system {system.name!r}")
     return resolve_biasing(options, knows_classes(config.family)) == "classes"
@@ -133,19 +138,20 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
     from asr.scoring.report import write_report
     from asr.scoring.score import compare, score
     from asr.writers import from_dict
-    from lm.classes import EntityCatalog
 
+    corpus = find_corpus(config.corpus)
     references = _references(folder, "test")
-    catalog = EntityCatalog.load(folder.data / "entities.yaml")
+    lists = read_lists(corpus.lists, folder.data, "test")
     systems, reports = {}, {}
     for system in config.systems:
         rows = folder.hypotheses(system.name).read_text().splitlines()
         systems[system.name] = {t.id: t for t in (from_dict(json.loads(row)) for row in rows)}
         reports[system.name] = score(
-            references, systems[system.name], catalog, emits_spans=emits_spans(config, system)
+            references, systems[system.name], lists, emits_spans=emits_spans(config, system)
         )
-    synthetic = config.corpus == "contacts"
-    say(f"\n{config.corpus} test{', SYNTHETIC speech' if synthetic else ''}: {len(references)} utterances\n")
+    say(
+        f"\n{corpus.name} test{', SYNTHETIC speech' if corpus.synthetic else ''}: {len(references)} utterances\n"
+    )
     say(compare(reports))
     figures = {name: json.loads(report.to_json()) for name, report in reports.items()}
     folder.results.write_text(json.dumps(figures, indent=1))
@@ -155,13 +161,13 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
         reports,
         audio=_audio(folder, "test"),
         curves=_curves(folder.training / "log.jsonl"),
-        synthetic=synthetic,
+        synthetic=corpus.synthetic,
     )
     say(f"\nreport: {folder.report}")
 
 
 def _transcribe(
-    recognizer: Any, folder: Layout, split: str, catalog: Any, options: DecodingConfig, title: str = ""
+    recognizer: Any, folder: Layout, split: str, lists: Any, options: DecodingConfig, title: str = ""
 ) -> Iterable[tuple[str, Transcript]]:
     """Transcripts by utterance id; a recording that fails ends the stage, for a score would be wrong."""
     import torch
@@ -169,13 +175,27 @@ def _transcribe(
     torch.set_num_threads(1)
     paths = _audio(folder, split)
     names = list(paths)
-    results = recognizer.transcribe_many(list(paths.values()), entities=catalog, options=options)
+    if isinstance(lists, dict):
+        results = _each_with_its_own(recognizer, paths, lists, options)
+    else:
+        many = recognizer.transcribe_many(list(paths.values()), entities=lists, options=options)
+        results = (result for _, result in many)
     with progress(f"    {title or split}", len(names)) as shown:
-        for number, (name, (_, result)) in enumerate(zip(names, results, strict=True), start=1):
+        for number, (name, result) in enumerate(zip(names, results, strict=True), start=1):
             if isinstance(result, VocativeError):
                 raise result
             shown(number)
             yield name, _named(result, name)
+
+
+def _each_with_its_own(
+    recognizer: Any, paths: dict[str, Path], lists: dict[str, Any], options: DecodingConfig
+) -> Iterator[Transcript]:
+    """Transcripts of recordings that each have their own entity lists."""
+    for first in range(0, len(paths), 16):
+        names = list(paths)[first : first + 16]
+        audio = [paths[name] for name in names]
+        yield from recognizer.transcribe(audio, entities=[lists[name] for name in names], options=options)
 
 
 def _named(result: Transcript, name: str) -> Transcript:

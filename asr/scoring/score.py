@@ -159,9 +159,10 @@ def figures(report: ScoreReport) -> list[tuple[str, Interval, float]]:
     found = [
         ("WER %", report.wer.rate, 100.0),
         ("CER %", report.cer.rate, 100.0),
-        ("NE-WER %", report.entities.ne_wer.rate, 100.0),
-        ("WER outside entities %", report.rest.rate, 100.0),
     ]
+    if report.classes:
+        found.append(("NE-WER %", report.entities.ne_wer.rate, 100.0))
+        found.append(("WER outside entities %", report.rest.rate, 100.0))
     for flavour, detection in (("text", report.entities.text), ("span", report.entities.span)):
         if detection:
             found += [
@@ -198,7 +199,9 @@ def compare(reports: Mapping[str, ScoreReport], *, samples: int = 1000, seed: in
     if others:
         lines += ["", f"less {first} (interval; share of resamples of the other sign)"]
         body = [[other, *_differences(reports[first], reports[other], samples, seed)] for other in others]
-        lines += _table([["", "WER %", "NE-WER %", "text F1 %"], *body])
+        table = [["", "WER %", "NE-WER %", "text F1 %"], *body]
+        used = [i for i in range(len(table[0])) if any(row[i] != "-" for row in body)]
+        lines += _table([[row[i] for i in used] for row in table])
     for name, report in reports.items():
         lines += [f"{name}: {line}" for line in _absent(report)]
     return "\n".join(lines)

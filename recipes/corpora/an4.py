@@ -20,6 +20,7 @@ from lm.errors import ConfigError, DataError
 from lm.tagged_text import Segment, TaggedText, parse, render
 from recipes.console import say
 from recipes.corpora.an4_values import DIGITS, MAKERS, TEENS, TENS
+from recipes.corpora.corpus import Corpus
 
 CLASSES = ("surname", "given_name", "street", "city", "zip", "phone", "birth_date")
 PLAIN_FIELDS = ("street_number", "other")
@@ -285,3 +286,14 @@ def _write_entities(path: Path, values: Values) -> None:
     path.write_text(
         yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8"
     )
+
+
+CORPUS = Corpus(
+    name="an4",
+    config=An4Config,
+    prepare=prepare,
+    description="prepare an4 from {source}",
+    inputs=lambda source, config: (source / "train", source / "test"),
+    classes=CLASSES,
+    lists="corpus",
+)

@@ -37,6 +37,7 @@ from recipes.corpora.contacts_synth import (
     espeak_loader,
 )
 from recipes.corpora.contacts_text import CLASSES, EntityPool, Split, entity_pools, sentence
+from recipes.corpora.corpus import Corpus
 from recipes.stage import Stage
 
 VERSION = 1
@@ -297,3 +298,17 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
     os.replace(partial, path)
+
+
+CORPUS = Corpus(
+    name="contacts",
+    config=ContactsConfig,
+    prepare=lambda source, data, config: make_contacts(config, data),
+    description="synthesise the contacts corpus (synthetic speech)",
+    inputs=lambda source, config: (),
+    needs_source=False,
+    classes=CLASSES,
+    lists="corpus",
+    synthetic=True,
+    version=VERSION,
+)
