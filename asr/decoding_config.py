@@ -64,11 +64,23 @@ class RescoringConfig(Config):
         return bool((self.lm and self.weight) or (self.internal_lm and self.internal_weight))
 
 
+class AttentionConfig(Config):
+    """What only the search of an attention model (AED) has: its hypotheses end by themselves."""
+
+    length_normalisation: float = Field(0.0, ge=0, le=1)
+    """Final scores are divided by (labels + 1) to this power; 0 is off."""
+    end_threshold: float | None = Field(None, gt=0)
+    """A hypothesis may end only if log P(end) is at least this times the best log P(label); 1.1 in arXiv
+    1905.04226. Against early ends where language models make labels dearer."""
+
+
 class DecodingConfig(Config):
     """How a model is searched."""
 
     search: BeamConfig = BeamConfig()
     """The beam search."""
+    attention: AttentionConfig = AttentionConfig()
+    """How hypotheses of an attention model end; other families have no use for it."""
     candidates: int = Field(32, ge=1)
     """Tokens considered in each frame, best by acoustics."""
     lm_scale: float = Field(1.0, ge=0)

@@ -13,6 +13,8 @@ from asr.decoding_config import DecodingConfig
 from decoding.class_status import ClassGrammar
 from decoding.frame_sync import BeamSearch
 from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.label_emitter import LabelSynchronous
+from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
 from decoding.length_bonus import LengthBonus
 from decoding.phrase_boost import BoostGraph, PhraseBoost
@@ -194,7 +196,7 @@ class Knowledge:
             ConfigError: an internal language model of a family that has none.
         """
         fusion, found = options.fusion, list[Scorer]()
-        if options.label_bonus:
+        if options.label_bonus and not isinstance(emitter, LabelSynchronous):  # else the search's own
             found.append(LengthBonus(options.label_bonus, emitter.lengths.device))
         if self.biasing(options) == "phrases" and any(lists):
             nothing = BoostGraph.build([], self._tokenizer.vocab_size)
@@ -207,8 +209,10 @@ class Knowledge:
             source = ContextScorer(self.models.contexts(fusion.internal_lm), "internal", 1.0)
             found.append(density_ratio(source, fusion.internal_weight))
         if fusion.internal == "ilme":
-            model = emitter.contexts if emitter.contexts is not None else emitter
-            if model is emitter and not hasattr(emitter, "internal_logits"):
+            model = emitter.contexts
+            if model is None and hasattr(emitter, "internal"):
+                model = emitter.internal()
+            if model is None:
                 raise ConfigError(
                     "fusion.internal ilme with a CTC model", "lm or none: CTC has no internal language model",
                     "use fusion.internal=lm with an n-gram of the training transcripts",
@@ -218,14 +222,18 @@ class Knowledge:
 
     def search(
         self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig, lattices: bool = False
-    ) -> BeamSearch:
+    ) -> BeamSearch | LabelBeamSearch:
         """The search of a batch, as the options say, that remembers its lattices if they are wanted."""
         grammar = self.grammar(emitter, lists, options)
         scorers = self.scorers(emitter, lists, options)
+        if isinstance(emitter, LabelSynchronous):
+            return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
         return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
 
-    def rescored(self, search: BeamSearch, options: DecodingConfig) -> Sequence[Sequence[RawHypothesis]]:
+    def rescored(
+        self, search: BeamSearch | LabelBeamSearch, options: DecodingConfig
+    ) -> Sequence[Sequence[RawHypothesis]]:
         """End a search: its n-best lists, after the second pass if there is one."""
         found = search.finish()
         if not options.rescoring.active:
@@ -260,6 +268,21 @@ class Knowledge:
             "rescoring",
             weight,
         )
+
+
+def _label_beam(options: DecodingConfig) -> LabelBeamConfig:
+    """The settings of a label-synchronous search."""
+    search, attention = options.search, options.attention
+    return LabelBeamConfig(
+        beam=search.beam,
+        threshold=search.threshold,
+        nbest=search.nbest,
+        recombine=search.recombine,
+        length_normalisation=attention.length_normalisation,
+        length_bonus=options.label_bonus,
+        end_threshold=attention.end_threshold,
+        class_weight=options.fusion.weight or 1.0,
+    )
 
 
 def resolve_biasing(options: DecodingConfig, own_classes: bool) -> str:

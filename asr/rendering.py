@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from decoding.confidence import DEFAULT, ConfidenceConfig, calibrate
 from decoding.entity_graph import EntityGraph
@@ -65,10 +66,12 @@ class Renderer:
 
     def _words(self, raw: RawHypothesis) -> list[Word]:
         bounds = self.tokenizer.words(raw.tokens)
-        starts = [raw.frames[first] * self.frame_s for _, first, _ in bounds]
+        # Where a decoder attended for a label may lie before the label before; words do not.
+        frames = list(accumulate(raw.frames, max))
+        starts = [frames[first] * self.frame_s for _, first, _ in bounds]
         words = []
         for i, (text, first, end) in enumerate(bounds):
-            last_s = (raw.frames[end - 1] + 1) * self.frame_s
+            last_s = (frames[end - 1] + 1) * self.frame_s
             limit = starts[i + 1] if i + 1 < len(bounds) else self.duration_s
             end_s = max(last_s, min(limit, last_s + LONGEST_WORD_TAIL_S))
             logp = min(raw.token_logp[first:end])

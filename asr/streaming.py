@@ -30,10 +30,11 @@ from asr.knowledge import Lists
 from asr.recognizer import Entities, Recognizer
 from asr.rendering import Renderer, join_segments
 from asr.streaming_stats import StreamStats, Timekeeper
+from decoding.frame_sync import BeamSearch
 from decoding.result import EntitySpan, Transcript, Word
 from decoding.trace import EMPTY, Progress
 from lm.config import Config
-from lm.errors import AudioError
+from lm.errors import AudioError, ConfigError
 
 
 class EndpointConfig(Config):
@@ -220,7 +221,14 @@ class _Utterance:
         length = torch.tensor([family.stacking])
         emitter = family.emitter(nothing, length, options.lm_scale, options.candidates)
         emitter.lengths = torch.zeros_like(emitter.lengths)
-        self._search = knowledge.search(emitter, [lists], options)
+        search = knowledge.search(emitter, [lists], options)
+        if not isinstance(search, BeamSearch):
+            raise ConfigError(
+                "a stream with an attention model (AED)",
+                "a model that moves with the frames: ctc, transducer, factorized or taed",
+                "transcribe the finished recording, or train one of those with encoder.chunk",
+            )
+        self._search = search
         self._graph = self._search.graph
         self._encoded = lists.encoded if lists else None
         self._tokenizer, self._knowledge, self._options = recognizer.tokenizer, knowledge, options

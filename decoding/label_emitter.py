@@ -22,6 +22,7 @@ class LabelScores:
     end_logp: Tensor
 
 
+@runtime_checkable
 class LabelSynchronous(Protocol):
     """A family whose hypotheses grow by one label a step, whatever the frames: AED.
 

@@ -43,7 +43,9 @@ from decoding.beam import (
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
 from decoding.class_status import EXITED, NORMAL, ClassArcs, ClassGrammar
+from decoding.entity_graph import EntityGraph
 from decoding.label_emitter import Attending, LabelSynchronous, attended_frames
+from decoding.lattice import Lattice
 from decoding.length_bonus import LENGTH, LengthBonus
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, RawHypothesis, Step, Trace
@@ -128,6 +130,7 @@ class LabelBeamSearch:
         self._before = earlier(self._pool if grammar else 0, self._most.device)
         self._tokens = torch.arange(emitter.num_tokens, device=self._most.device).expand(len(self._most), -1)
         self._trace = Trace(maximum=config.recombine == "max")
+        self._found: list[list[RawHypothesis]] = []
 
     @torch.no_grad()
     def run(self) -> list[list[RawHypothesis]]:
@@ -140,6 +143,27 @@ class LabelBeamSearch:
             if bool(live.score.isneginf().all()):
                 break
         return self._finish(live, ended)
+
+    @property
+    def graph(self) -> EntityGraph | None:
+        """The lists' graph that nodes of hypotheses' entities belong to; None without lists."""
+        return self._grammar.graph if self._grammar else None
+
+    def advance(self) -> None:
+        """Search; ``finish`` gives what was found (the interface of ``BeamSearch``)."""
+        self._found = self.run()
+
+    def finish(self) -> list[list[RawHypothesis]]:
+        """The n-best lists that ``advance`` found."""
+        return self._found
+
+    def lattices(self) -> list[Lattice | None]:
+        """None are kept: histories of an attention model never meet again, the n-best list holds as much.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a lattice of an attention model", "its n-best list", "use rescoring.over=nbest")
 
     def _first(self, utterances: int) -> Beam:
         state = self._emitter.start()

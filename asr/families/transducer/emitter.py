@@ -117,6 +117,10 @@ class TransducerEmitter:
         """See ``FrameSynchronous.advance``."""
         return self._histories.advance(state, tokens)
 
+    def internal(self) -> TransducerEmitter:
+        """What offers ``internal_logits``: itself."""
+        return self
+
     def internal_logits(self, state: Tensor) -> Tensor:
         """What the labels alone let expect, logits ``(M, V)`` with nothing heard (ILME, arXiv 2011.01991)."""
         return self._logits(self._histories.rows(state))[:, :-1]
