@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,11 +91,12 @@ def _copy(values: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(kind: type[Config], error: ValidationError, source: str) -> ConfigError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    parts, owner = _walk(kind, [str(part) for part in first["loc"]])
+    where = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        keys = _keys(kind, [str(part) for part in first["loc"][:-1]])
-        near = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1, cutoff=0.0)
-        expected = f"one of {', '.join(sorted(keys))}" if len(keys) <= 12 else "a known key"
+        keys = list(owner.model_fields) if owner else []
+        near = difflib.get_close_matches(parts[-1], keys, n=1, cutoff=0.0)
+        expected = f"one of {', '.join(sorted(keys))}" if 0 < len(keys) <= 12 else "a known key"
         fix = f"did you mean {near[0]!r}?" if near else "remove it"
         return ConfigError(f"{source}: unknown key {where!r}", expected, fix)
     return ConfigError(
@@ -102,11 +104,40 @@ def _explain(kind: type[Config], error: ValidationError, source: str) -> ConfigE
     )
 
 
-def _keys(kind: type[Config], parents: list[str]) -> list[str]:
-    model: type[BaseModel] = kind
-    for part in parents:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+def _walk(kind: type[BaseModel], parts: list[str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The path without pydantic's names for members of a union, and the section that the last key is in."""
+    shown: list[str] = []
+    here: Any = kind
+    owner: type[BaseModel] | None = None
+    for part in parts:
+        members = {name: m for m in _members(here) for name in _tags(m)}
+        if len(members) > 1 and part in members:
+            here = members[part]
+            continue
+        shown.append(part)
+        sections = [m for m in _members(here) if isinstance(m, type) and issubclass(m, BaseModel)]
+        here = sections[0] if len(sections) == 1 else here
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            owner = here
+            field = here.model_fields.get(part)
+            here = field.annotation if field else None
+        else:  # a list or a mapping: its values follow
+            owner = None
+            arguments = get_args(here)
+            here = arguments[-1] if arguments else None
+    return shown, owner
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of a type; itself where there are none."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for each in get_args(annotation) for member in _members(each)]
+    return [annotation]
+
+
+def _tags(member: Any) -> tuple[str, ...]:
+    """What ``kind`` may be in a section that is one of several."""
+    fields = member.model_fields if isinstance(member, type) and issubclass(member, BaseModel) else {}
+    return get_args(fields["kind"].annotation) if "kind" in fields else ()
