@@ -87,7 +87,7 @@ class TAEDEmitter:
 
     def start(self) -> Tensor:
         """The empty history of each utterance ``(B,)``."""
-        return self._row.squeeze(1)
+        return self._row.squeeze(1).clone()
 
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
