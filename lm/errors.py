@@ -38,3 +38,7 @@ class BundleError(VocativeError):
 
 class DataError(VocativeError):
     """A corpus, manifest or transcript that cannot be used."""
+
+
+class Interrupted(VocativeError):
+    """A signal stopped the work after its state was saved."""

@@ -9,27 +9,30 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
 import typer
 
 from asr.cli.console import abandon_stdout, say
-from lm.errors import VocativeError
+from lm.errors import Interrupted, VocativeError
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: the function of its own name in ``asr.cli.<name>``, and its line in the overview."""
+    """A verb: the function of its own name in ``module``, ``asr.cli.<name>`` if empty; its line in the overview."""
 
     name: str
     help: str
+    module: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import the verb; it may return an exit code."""
-        function: Callable[..., Any] = getattr(import_module(f"asr.cli.{self.name}"), self.name)
+        function: Callable[..., Any] = getattr(
+            import_module(self.module or f"asr.cli.{self.name}"), self.name
+        )
         return function
 
 
@@ -42,6 +45,9 @@ VERBS = (
     Verb("info", "Show what a model folder holds."),
 )
 
+PLUGINS = "vocative.verbs"
+"""Entry points of verbs that live in packages built on this one."""
+
 OVERVIEW = """Speech recognition that gets the names right.
 
 Examples:
@@ -50,6 +56,7 @@ Examples:
   asr transcribe call.wav --model exp/model
   asr transcribe calls/ --model exp/model --entities contacts.yaml --out results
   asr classes contacts.yaml --model exp/model
+  asr train egs/an4/conf/cfnt.yaml --corpus corpora/an4
   asr transcribe --help
 
 Exit codes: 0 all done, 1 some failed, 2 the call cannot be used, 130 interrupted.
@@ -76,7 +83,7 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
     )
     app.callback(help=OVERVIEW)(_common_options)
     called = next((word for word in argv if not word.startswith("-")), "")
-    for verb in VERBS:
+    for verb in (*VERBS, *(entry.load() for entry in entry_points(group=PLUGINS))):
         if verb.name == called:
             app.command(verb.name, short_help=verb.help, no_args_is_help=True)(
                 _guard(verb, "--debug" in argv)
@@ -136,7 +143,7 @@ def _explain(error: Exception) -> int:
     """Say what happened in one line (two for a bug); returns the exit code."""
     if isinstance(error, VocativeError):
         say(f"error: {error}")
-        return UNUSABLE
+        return INTERRUPTED if isinstance(error, Interrupted) else UNUSABLE
     if isinstance(error, BrokenPipeError):
         abandon_stdout()
         return FAILED

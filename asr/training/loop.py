@@ -26,14 +26,10 @@ from asr.training.average import average_epochs
 from asr.training.checkpoint import CheckpointStore, Progress, save_tensors
 from asr.training.config import TrainingConfig
 from asr.training.schedule import learning_rate
-from lm.errors import DataError, VocativeError
+from lm.errors import DataError, Interrupted
 
 MAX_BAD_UPDATES = 20
 """So many updates without a finite gradient in a row end the training."""
-
-
-class Interrupted(VocativeError):
-    """Training was stopped by a signal after its state was saved."""
 
 
 class Trainable(Protocol):

@@ -26,9 +26,9 @@ from asr.features import FeatureConfig
 from asr.training.average import average_epochs
 from asr.training.checkpoint import CheckpointStore, Progress, load_tensors, save_tensors
 from asr.training.config import TrainingConfig
-from asr.training.loop import Interrupted, Trainer
+from asr.training.loop import Trainer
 from asr.training.schedule import learning_rate
-from lm.errors import BundleError, DataError, VocativeError
+from lm.errors import BundleError, DataError, Interrupted, VocativeError
 from lm.transformer import TransformerLMConfig
 
 VOCAB = 6
