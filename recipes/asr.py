@@ -185,6 +185,7 @@ def _check_model(config: RecipeConfig, corpus: Corpus) -> None:
     with torch.device("meta"):
         family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
     family.loss_config(config.loss)
+    _check_pretraining(config, family.model.get_submodule("encoder"))
     if config.training.text_sentences and not family.knows_classes:
         raise ConfigError(
             f"training.text_sentences with family {config.family!r}, which has no language model",
@@ -197,6 +198,19 @@ def _check_model(config: RecipeConfig, corpus: Corpus) -> None:
             f"features.num_bins = {config.features.num_bins}",
             f"the {bins} features that the model's encoder takes",
             "make them equal",
+        )
+
+
+def _check_pretraining(config: RecipeConfig, encoder: Any) -> None:
+    """Each stage fits the encoder, and the whole of it is trained at the end."""
+    stages = config.training.pretrain
+    for stage in stages:
+        encoder.set_stage(stage.layers, stage.reductions)
+    if sum(stage.epochs for stage in stages) >= config.training.epochs:
+        raise ConfigError(
+            f"training.pretrain of {sum(stage.epochs for stage in stages)} epochs",
+            f"fewer than training.epochs = {config.training.epochs}",
+            "leave epochs for the whole model",
         )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lm.config import apply_overrides, build_config, read_yaml
+
+if TYPE_CHECKING:
+    from recipes.config import RecipeConfig
+    from recipes.recipe import Recipe
 
 
 def train(
@@ -47,6 +51,7 @@ def train(
       asr train egs/mini_librispeech/conf/ctc.yaml --corpus corpora/mini_librispeech
       asr train egs/an4/conf/aed.yaml --corpus corpora/an4 --set training.seed=1 --workdir exp/an4-aed-s1
       asr train egs/an4/conf/aed.yaml --corpus corpora/an4 --dry-run
+      torchrun --nproc-per-node 2 -m recipes egs/an4/conf/ctc.yaml --corpus corpora/an4 --set training.accumulate=2
     """
     from recipes.asr import asr_recipe
     from recipes.config import RecipeConfig
@@ -55,7 +60,28 @@ def train(
     chosen = build_config(RecipeConfig, values, str(config))
     workdir = workdir or Path("exp") / f"{chosen.corpus}-{config.stem}"
     recipe = asr_recipe(chosen, workdir, corpus or _usual_place(chosen.corpus))
-    recipe.run(stage, stop_stage, force, dry_run)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dry_run:
+        recipe.run(stage, stop_stage, force, dry_run)
+    else:
+        _run_together(recipe, chosen, workdir, stage, stop_stage, force)
+
+
+def _run_together(
+    recipe: Recipe, config: RecipeConfig, workdir: Path, stage: str, stop_stage: str | None, force: bool
+) -> None:
+    """Run in several processes: the first runs the recipe, the others take part in its training."""
+    from torch.distributed import destroy_process_group
+
+    from asr.training.processes import Processes
+    from recipes.train import OVER, Layout, follow
+
+    processes = Processes()
+    if processes.first:
+        recipe.run(stage, stop_stage, force)  # when it fails, torchrun stops the others
+        processes.tell(OVER)
+    else:
+        follow(config, Layout(workdir))
+    destroy_process_group()
 
 
 def _usual_place(corpus: str) -> Path | None:

@@ -75,6 +75,10 @@ class Layout:
         return self.workdir / "report.html"
 
 
+TRAIN, OVER = "train", "over"
+"""What the first of several processes tells the others."""
+
+
 def make_manifests(folder: Layout, splits: Sequence[str]) -> None:
     """Write the lhotse manifest of each split; recordings that cannot be used are named and left out."""
     from asr.data.kaldi import read_data_dir, read_table
@@ -112,7 +116,10 @@ def make_tokenizer(folder: Layout, config: TokenizerConfig, classes: Sequence[st
 
 
 def train_model(config: RecipeConfig, folder: Layout) -> None:
-    """Train, or go on training, and write the averaged weights."""
+    """Train, or go on training, and write the averaged weights.
+
+    Under torchrun every process comes here, the first from its recipe and the others from ``follow``.
+    """
     import torch
 
     from asr.data.batches import BatchPlan, FeatureLoader
@@ -122,9 +129,12 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     from asr.features import FeatureNormaliser
     from asr.training.checkpoint import save_tensors
     from asr.training.loop import Trainer
+    from asr.training.processes import Processes
     from lm.tokenizer import Tokenizer
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    processes = Processes()
+    processes.tell(TRAIN)
     settings = config.training
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -137,11 +147,14 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         for cut in everything
     }
     family = load_family(config.family, config.model, tokenizer, "the recipe")
-    say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
+    if processes.first:
+        say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
     family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
     fingerprint = _fingerprint(config, folder)
-    _put_aside(folder.training, fingerprint)
+    if processes.first:
+        _put_aside(folder.training, fingerprint)
+    processes.gather(None)
     text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
     plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
     valid = BatchPlan(cuts["dev"], max(settings.batch_s, 60.0)).epoch(0)
@@ -157,11 +170,23 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         folder=folder.training,
         fingerprint=fingerprint,
         text=text,
+        device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu",
     )
+    if not processes.first:
+        trainer.run()
+        return
     with progress("    training", trainer.steps) as shown:
         trainer.on_step = lambda step, steps, loss: shown(step)
         weights = trainer.run()
     save_tensors(folder.weights, weights)
+
+
+def follow(config: RecipeConfig, folder: Layout) -> None:
+    """What all processes but the first do: wait for trainings and take part in them, until the recipe is over."""
+    from asr.training.processes import Processes
+
+    while Processes().tell(None) == TRAIN:
+        train_model(config, folder)
 
 
 def _read_text(path: Path, tokenizer):  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ input behind its chunk. `Conformer.step` computes such an encoder chunk by chunk
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -20,12 +20,15 @@ from torch.nn import functional as F
 
 from asr.encoders.masks import attention_mask, random_context, valid_frames
 from lm.config import Config
+from lm.errors import ConfigError
 from lm.rotary import rotary_table, rotate
 
 
 class ConformerConfig(Config):
     """Shape of a Conformer encoder."""
 
+    kind: Literal["conformer"] = "conformer"
+    """What it is."""
     features: int = 80
     """Filter-bank bins per input frame."""
     stacking: int = Field(4, ge=1)
@@ -91,11 +94,27 @@ class Conformer(nn.Module):
             nn.Dropout(config.dropout),
         )
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
+        self.set_stage(None, None)
 
     @property
     def width(self) -> int:
         """Width D of the output."""
         return self.config.width
+
+    def set_stage(self, layers: int | None, reductions: tuple[int, ...] | None) -> None:
+        """Use only the first ``layers`` - 1 blocks and the top one; None for all. See ``BLSTM.set_stage``.
+
+        Raises:
+            ConfigError: more layers than there are, or reductions, which a Conformer has none of.
+        """
+        count = self.config.layers if layers is None else layers
+        if count > self.config.layers or reductions is not None:
+            raise ConfigError(
+                f"a stage of {count} layers" + (" with reductions" if reductions is not None else ""),
+                f"at most the encoder's {self.config.layers} layers, and reductions only with a blstm",
+                "correct training.pretrain",
+            )
+        self._used = [*range(count - 1), self.config.layers - 1]
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode.
@@ -119,8 +138,8 @@ class Conformer(nn.Module):
         mask = attention_mask(valid, *context)
         table = rotary_table(torch.arange(x.shape[1], device=x.device), config.width // config.heads)
         padding = ~valid[..., None]
-        for block in self.blocks:
-            x = block(x, mask, table, padding)
+        for layer in self._used:
+            x = self.blocks[layer](x, mask, table, padding)
         return x, lengths
 
     def start(self) -> list[BlockCache]:

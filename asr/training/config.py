@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from asr.augment import SpecAugmentConfig
+from asr.encoders.stages import PretrainStage
 from lm.config import Config
 
 
@@ -15,6 +16,8 @@ class TrainingConfig(Config):
 
     epochs: int = Field(40, ge=1)
     """Passes over the training data."""
+    accumulate: int = Field(1, ge=1)
+    """Batches in an update. With torchrun the processes share them: with as many as this, each has one."""
     batch_s: float = Field(80.0, gt=0)
     """Seconds of speech in a batch."""
     peak_lr: float = Field(2e-3, gt=0)
@@ -35,6 +38,8 @@ class TrainingConfig(Config):
     """Speed factors, one drawn for each utterance and epoch."""
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     """Masking of features."""
+    pretrain: tuple[PretrainStage, ...] = ()
+    """Stages in which the encoder grows, before all of it is trained; their epochs count among ``epochs``."""
     average: int = Field(10, ge=1)
     """The final model is the mean of the weights after each of the last so many epochs."""
     checkpoint_s: float = Field(120.0, gt=0)

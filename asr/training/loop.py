@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from asr.augment import spec_augment
 from asr.data.batches import BatchPlan, FeatureLoader
 from asr.data.examples import Batch, Example, make_batch
+from asr.encoders.stages import stage_of_epoch
 from asr.training.average import average_epochs
 from asr.training.checkpoint import CheckpointStore, Progress, save_tensors
 from asr.training.config import TrainingConfig
+from asr.training.processes import Processes, add_up
 from asr.training.schedule import learning_rate
 from lm.errors import DataError, Interrupted
 
@@ -89,7 +91,8 @@ class Trainer:
         self.on_step = on_step
         self.optimizer = _optimizer(model, config)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
-        self.steps = sum(len(train.epoch(e)) for e in range(config.epochs))
+        self.processes = Processes()
+        self.steps = sum(-(-len(train.epoch(e)) // config.accumulate) for e in range(config.epochs))
         self._stop = False
         self._bad = 0
         self._saved_at = time.monotonic()
@@ -102,48 +105,79 @@ class Trainer:
             for epoch in range(progress.epoch, self.config.epochs):
                 first = progress.batch if epoch == progress.epoch else 0
                 progress = self._epoch(epoch, first, progress.step)
+        self._stage(self.config.epochs)
+        self.processes.gather(None)  # the first has written the last epoch
         return average_epochs(self.folder, self.config.epochs, self.config.average)
 
     def _epoch(self, epoch: int, first: int, step: int) -> Progress:
         batches = self.train.epoch(epoch)
+        size = self.config.accumulate
+        updates = [batches[i : i + size] for i in range(0, len(batches), size)]
+        self._stage(epoch)
         sums: dict[str, float] = {}
         began = time.monotonic()
-        for index in range(first, len(batches)):
-            for name, value in self._update(batches[index], step).items():
-                sums[name] = sums.get(name, 0.0) + value
+        for index in range(first, len(updates)):
+            sums = add_up((sums, self._update(updates[index], step)))
             step += 1
             if self.on_step:
                 self.on_step(step, self.steps, sums["total"] / (index + 1 - first))
             due = time.monotonic() - self._saved_at > self.config.checkpoint_s
-            if self._stop or (due and index + 1 < len(batches)):
+            if self._stop or (due and index + 1 < len(updates)):
                 self._save(Progress(epoch, index + 1, step))
-        trained = {name: total / max(1, len(batches) - first) for name, total in sums.items()}
-        self._log(epoch, step, trained, self.validate(), time.monotonic() - began)
-        save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", self.model.state_dict())
-        (self.folder / f"epoch-{epoch - self.config.average:04d}.safetensors").unlink(missing_ok=True)
+        trained = {name: total / max(1, len(updates) - first) for name, total in sums.items()}
+        valid = self.validate()
         progress = Progress(epoch + 1, 0, step)
+        if self.processes.first:
+            self._log(epoch, step, trained, valid, time.monotonic() - began)
+            save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", self.model.state_dict())
+            (self.folder / f"epoch-{epoch - self.config.average:04d}.safetensors").unlink(missing_ok=True)
         self._save(progress)
         return progress
 
-    def _update(self, ids: Sequence[str], step: int) -> dict[str, float]:
+    def _stage(self, epoch: int) -> None:
+        """Use the part of the encoder that this epoch trains."""
+        stage = stage_of_epoch(self.config.pretrain, epoch)
+        encoder: Any = self.model.get_submodule("encoder") if self.config.pretrain else None
+        if encoder is not None:
+            encoder.set_stage(stage.layers if stage else None, stage.reductions if stage else None)
+        told: Any = getattr(self.model, "pretraining", None)
+        if told is not None:
+            told(stage is not None)
+
+    def _update(self, batches: Sequence[Sequence[str]], step: int) -> dict[str, float]:
+        """One update from some batches, as if they were one: each counts by its labels."""
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        torch.manual_seed(config.seed * 1_000_003 + step)
         self.model.train()
-        batch = self._batch(ids, generator, training=True).to(self.device)
-        parts = self._losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(parts["total"])
+        labels = [max(1, sum(len(self.examples[i].labels) for i in ids)) for ids in batches]
+        parts: dict[str, float] = {}
+        for index, ids in enumerate(batches):
+            if self.processes.mine(index):
+                share = labels[index] / sum(labels)
+                parts = add_up((parts, self._gradients(ids, step, index, share)))
+        self.processes.add_gradients(self.model.parameters())
+        gathered = self.processes.gather((parts, self._stop))
+        parts = add_up(each for each, _ in gathered)
+        self._stop = any(stop for _, stop in gathered)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if not torch.isfinite(norm):
-            self._skip(ids)
+            self._skip(batches[0])
             return dict.fromkeys(parts, 0.0)
         self._bad = 0
         rate = learning_rate(step, self.steps, config.peak_lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return {name: float(value.detach()) for name, value in parts.items()}
+        return parts
+
+    def _gradients(self, ids: Sequence[str], step: int, index: int, share: float) -> dict[str, float]:
+        """Add a batch's gradients, and give its loss parts, both times ``share``."""
+        seed = self.config.seed * 1_000_003 + step + index * 1_000_000_007
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        parts = self._losses(self._batch(ids, generator, training=True).to(self.device))
+        torch.autograd.backward(parts["total"] * share)
+        return {name: share * float(value.detach()) for name, value in parts.items()}
 
     def _skip(self, ids: Sequence[str]) -> None:
         self._bad += 1
@@ -180,15 +214,18 @@ class Trainer:
         """Mean loss parts over the validation batches, each utterance as it is."""
         self.model.eval()
         sums: dict[str, float] = {}
-        for ids in self.valid:
+        for index, ids in enumerate(self.valid):
+            if not self.processes.mine(index):
+                continue
             generator = torch.Generator().manual_seed(self.config.seed)
             batch = self._batch(ids, generator, training=False).to(self.device)
             for name, value in self._losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(value) / len(self.valid)
-        return sums
+        return add_up(self.processes.gather(sums))
 
     def _save(self, progress: Progress) -> None:
-        self.store.save(self.model, self.optimizer, progress)
+        if self.processes.first:
+            self.store.save(self.model, self.optimizer, progress)
         self._saved_at = time.monotonic()
         if self._stop:
             raise Interrupted(

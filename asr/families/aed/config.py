@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from asr.decoders.config import DecoderConfig, TransformerDecoderConfig
+from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
 from lm.config import Config
 
@@ -14,8 +15,8 @@ from lm.config import Config
 class AEDConfig(Config):
     """Shape of an attention-based encoder-decoder (AED)."""
 
-    encoder: ConformerConfig = ConformerConfig()
-    """The acoustic encoder."""
+    encoder: EncoderConfig = ConformerConfig()
+    """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     decoder: DecoderConfig = TransformerDecoderConfig()
     """The decoder; a Transformer unless ``kind`` says ``lstm``."""
 

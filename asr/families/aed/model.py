@@ -13,7 +13,7 @@ from asr.data.examples import Batch
 from asr.decoders.config import TransformerDecoderConfig
 from asr.decoders.lstm import LSTMDecoder
 from asr.decoders.transformer import TransformerDecoder
-from asr.encoders.conformer import Conformer
+from asr.encoders.build import build_encoder
 from asr.encoders.masks import valid_frames
 from asr.families.aed.config import AEDConfig, AEDLossConfig
 from asr.features import FeatureNormaliser
@@ -29,7 +29,7 @@ class AED(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.normaliser = FeatureNormaliser(config.encoder.features)
-        self.encoder = Conformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.decoder: TransformerDecoder | LSTMDecoder
         if isinstance(config.decoder, TransformerDecoderConfig):
             self.decoder = TransformerDecoder(config.decoder, num_tokens, self.encoder.width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
 from lm.config import Config
 
@@ -11,8 +12,8 @@ from lm.config import Config
 class CTCConfig(Config):
     """Shape of a CTC model."""
 
-    encoder: ConformerConfig = ConformerConfig()
-    """The acoustic encoder."""
+    encoder: EncoderConfig = ConformerConfig()
+    """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
 
 
 class CTCLossConfig(Config):

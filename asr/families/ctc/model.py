@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from asr.data.examples import Batch
-from asr.encoders.conformer import Conformer
+from asr.encoders.build import build_encoder
 from asr.families.ctc.config import CTCConfig, CTCLossConfig
 from asr.features import FeatureNormaliser
 from asr.losses.ctc import ctc_loss
@@ -22,7 +22,7 @@ class CTC(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.normaliser = FeatureNormaliser(config.encoder.features)
-        self.encoder = Conformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.output = nn.Linear(self.encoder.width, num_tokens + 1)
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
 from lm.config import Config
 from lm.transformer import TransformerLMConfig
@@ -12,8 +13,8 @@ from lm.transformer import TransformerLMConfig
 class FactorizedConfig(Config):
     """Shape of a factorized transducer (FNT) whose vocabulary predictor may be class-based (C-FNT)."""
 
-    encoder: ConformerConfig = ConformerConfig()
-    """The acoustic encoder."""
+    encoder: EncoderConfig = ConformerConfig()
+    """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     predictor: TransformerLMConfig = TransformerLMConfig()
     """The vocabulary predictor: a language model over surface tokens and class tags."""
     blank_width: int = Field(128, ge=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asr.data.examples import Batch
-from asr.encoders.conformer import Conformer
+from asr.encoders.build import build_encoder
 from asr.families.factorized.config import FactorizedConfig, FactorizedLossConfig
 from asr.features import FeatureNormaliser
 from asr.losses.ctc import ctc_loss
@@ -33,7 +33,7 @@ class FactorizedTransducer(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.normaliser = FeatureNormaliser(config.encoder.features)
-        self.encoder = Conformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.predictor = TransformerLM(config.predictor, num_tokens, num_classes)
         self.blank_predictor = BlankPredictor(config, num_tokens)
         self.blank_frame = nn.Linear(self.encoder.width, config.blank_width)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from asr.decoders.config import TransformerDecoderConfig
+from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
 from asr.losses.rnnt import Backend
 from lm.config import Config
@@ -15,8 +16,8 @@ from lm.config import Config
 class TAEDConfig(Config):
     """Shape of a hybrid transducer-attention encoder-decoder (TAED)."""
 
-    encoder: ConformerConfig = ConformerConfig()
-    """The acoustic encoder."""
+    encoder: EncoderConfig = ConformerConfig()
+    """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     decoder: TransformerDecoderConfig = TransformerDecoderConfig()
     """The decoder in the predictor's place."""
     decoder_chunk: int | None = Field(None, ge=0)

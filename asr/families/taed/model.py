@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asr.data.examples import Batch
 from asr.decoders.transformer import TransformerDecoder
-from asr.encoders.conformer import Conformer
+from asr.encoders.build import build_encoder
 from asr.encoders.masks import valid_frames
 from asr.families.taed.config import TAEDConfig, TAEDLossConfig
 from asr.families.transducer.joint import Joint
@@ -32,7 +32,7 @@ class TAED(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.normaliser = FeatureNormaliser(config.encoder.features)
-        self.encoder = Conformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.decoder = TransformerDecoder(config.decoder, num_tokens, self.encoder.width)
         self.project = nn.Linear(config.decoder.width, config.joint_width, bias=False)
         self.joint = Joint(self.encoder.width, config.joint_width, num_tokens)

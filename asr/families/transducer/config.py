@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
 from asr.losses.rnnt import Backend
 from lm.config import Config
@@ -41,8 +42,8 @@ class PredictorConfig(Config):
 class TransducerConfig(Config):
     """Shape of a transducer."""
 
-    encoder: ConformerConfig = ConformerConfig()
-    """The acoustic encoder."""
+    encoder: EncoderConfig = ConformerConfig()
+    """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     predictor: PredictorConfig = PredictorConfig()
     """The predictor."""
     joint_width: int = Field(256, ge=1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from asr.data.examples import Batch
-from asr.encoders.conformer import Conformer
+from asr.encoders.build import build_encoder
 from asr.families.transducer.config import TransducerConfig, TransducerLossConfig
 from asr.families.transducer.joint import Joint
 from asr.families.transducer.predictor import LSTMPredictor, StatelessPredictor
@@ -29,7 +29,7 @@ class Transducer(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.normaliser = FeatureNormaliser(config.encoder.features)
-        self.encoder = Conformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         kind = StatelessPredictor if config.predictor.kind == "stateless" else LSTMPredictor
         self.predictor = kind(config.predictor, num_tokens, config.joint_width)
         self.joint = Joint(self.encoder.width, config.joint_width, num_tokens)
