@@ -134,7 +134,8 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     processes = Processes()
-    processes.tell(TRAIN)
+    if processes.first:
+        processes.tell(TRAIN)
     settings = config.training
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)

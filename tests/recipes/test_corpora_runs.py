@@ -183,3 +183,29 @@ def test_every_configuration_makes_a_recipe(path: Path, tmp_path: Path) -> None:
 
     config = build_config(RecipeConfig, read_yaml(path), str(path))
     assert asr_recipe(config, tmp_path / "work", tmp_path).stages[-1].name == "score"
+
+
+def test_two_processes_of_torchrun_run_a_recipe(source: Path, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    import yaml
+
+    config = tmp_path / "ctc.yaml"
+    values = merge(VALUES, {"systems": [{"name": "CTC"}], "training": {"accumulate": 2, "batch_s": 5.0}})
+    config.write_text(yaml.safe_dump(values))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "recipes", str(config), "--corpus", str(source), "--workdir", str(tmp_path / "work")),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("million parameters") == 1  # the second process is silent
+    assert list(json.loads((tmp_path / "work" / "RESULTS.json").read_text())) == ["CTC"]
+    values["training"]["pretrain"] = [{"epochs": 1, "layers": 1}]
+    config.write_text(yaml.safe_dump(values))
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert refused.returncode != 0
+    assert "leave epochs for the whole model" in refused.stderr
