@@ -69,9 +69,13 @@ def _training_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout)
         Stage(
             "train",
             "train the model",
-            (folder.cuts("train"), folder.cuts("dev"), folder.tokenizer, folder.data / "lm_text.txt"),
+            (
+                *(folder.cuts("train"), folder.cuts("dev"), folder.tokenizer, folder.data / "lm_text.txt"),
+                *(each.file for each in config.initial),
+            ),
             (folder.weights,),
-            _params(config, "family", "model", "loss", "features", "training"),
+            _params(config, "family", "model", "loss", "features", "training")
+            | (_params(config, "initial") if config.initial else {}),
             lambda: train.train_model(config, folder),
         ),
     )

@@ -10,6 +10,7 @@ from asr.decoding_config import DecodingConfig
 from asr.features import FeatureConfig
 from asr.training.config import TrainingConfig
 from lm.config import Config
+from recipes.initial import InitialConfig
 
 LMName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
@@ -78,6 +79,8 @@ class RecipeConfig(Config):
     """Shape of the model: the family's configuration."""
     loss: dict[str, Any] = Field(default_factory=dict)
     """The family's training objective."""
+    initial: tuple[InitialConfig, ...] = ()
+    """Models whose parts the training begins with."""
     training: TrainingConfig = TrainingConfig()
     """The training run."""
     decoding: DecodingConfig = DecodingConfig()

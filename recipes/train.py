@@ -13,6 +13,7 @@ from pathlib import Path
 from lm.errors import DataError
 from recipes.config import RecipeConfig, TokenizerConfig
 from recipes.console import progress, say
+from recipes.initial import begin_with
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,9 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
     family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
+    copied = begin_with(family.model, config.initial)
+    if copied and processes.first:
+        say(f"    {copied / 1e6:.2f} million of them from {', '.join(str(e.source) for e in config.initial)}")
     fingerprint = _fingerprint(config, folder)
     if processes.first:
         _put_aside(folder.training, fingerprint)
@@ -217,6 +221,7 @@ def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
     }
     del chosen["training"]["threads"], chosen["training"]["checkpoint_s"]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
-    for path in (folder.tokenizer, folder.cuts("train")):
+    digest.update("".join(each.model_dump_json() for each in config.initial).encode())
+    for path in (folder.tokenizer, folder.cuts("train"), *(each.file for each in config.initial)):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -162,9 +162,7 @@ def test_paths_of_a_tree() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_attention_loss_is_cross_entropy_with_the_end(smoothing: float) -> None:
     logits = torch.randn(2, 4, VOCAB + 1, generator=torch.Generator().manual_seed(3))
-    found = attention_loss(
-        logits, torch.tensor([[1, 2, 4], [3, 0, 0]]), torch.tensor([3, 1]), smoothing
-    )
+    found = attention_loss(logits, torch.tensor([[1, 2, 4], [3, 0, 0]]), torch.tensor([3, 1]), smoothing)
     for row, target in enumerate([[1, 2, 4, VOCAB], [3, VOCAB]]):
         expected = torch.nn.functional.cross_entropy(
             logits[row, : len(target)], torch.tensor(target), reduction="sum", label_smoothing=smoothing
