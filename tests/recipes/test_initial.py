@@ -46,7 +46,7 @@ def test_a_taed_begins_as_an_aed(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_a_predictor_begins_as_a_language_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
     shape = TransformerLMConfig(layers=1, width=8, heads=2, feed_forward=16)
     lm = TransformerLM(shape, tokenizer.vocab_size, 1)
-    save_language_model(tmp_path / "lm.safetensors", "transformer", lm, tokenizer)
+    save_language_model(tmp_path / "lm.safetensors", "transformer", shape, lm, tokenizer)
     fnt = model("factorized", tokenizer, 2, predictor=shape.model_dump())
     begin_with(fnt, [InitialConfig(source=tmp_path / "lm.safetensors", parts={"predictor": ""})])
     for name, tensor in lm.state_dict().items():
