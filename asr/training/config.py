@@ -32,8 +32,9 @@ class TrainingConfig(Config):
     """Gradients are scaled down to this global norm."""
     text_sentences: int = Field(0, ge=0)
     """Sentences of text without speech in each batch, for the language model inside the model."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the matrix products; losses are always computed in fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; losses are always computed in fp32. ``auto`` takes bf16 where the machine
+    has instructions for it (without them it is several times slower than fp32)."""
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed factors, one drawn for each utterance and epoch."""
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()

@@ -90,6 +90,7 @@ class Trainer:
         self.device = torch.device(device)
         self.on_step = on_step
         self.optimizer = _optimizer(model, config)
+        self._narrow = takes_bf16(config.precision, self.device)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
         self.processes = Processes()
         self.steps = sum(-(-len(train.epoch(e)) // config.accumulate) for e in range(config.epochs))
@@ -205,7 +206,7 @@ class Trainer:
         return make_batch(features, lengths, examples, self.num_tokens, rate, generator, text)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
             parts: dict[str, Tensor] = self.model.losses(batch, self.loss_config)  # type: ignore[operator]
         return parts
 
@@ -265,6 +266,15 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def takes_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a training of ``precision`` on ``device`` multiplies in bf16."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -26,7 +26,7 @@ from asr.features import FeatureConfig
 from asr.training.average import average_epochs
 from asr.training.checkpoint import CheckpointStore, Progress, load_tensors, save_tensors
 from asr.training.config import TrainingConfig
-from asr.training.loop import Trainer
+from asr.training.loop import Trainer, takes_bf16
 from asr.training.schedule import learning_rate
 from lm.errors import BundleError, DataError, Interrupted, VocativeError
 from lm.transformer import TransformerLMConfig
@@ -199,3 +199,15 @@ def test_learning_rate_rises_then_falls_to_its_share() -> None:
     assert max(rates) == rates[9] == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_bf16_is_taken_by_itself_only_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert takes_bf16("auto", cpu) is there
+    assert takes_bf16("bf16", cpu)
+    assert not takes_bf16("fp32", cpu)

@@ -129,6 +129,7 @@ Call = Callable[..., tuple[int, str]]
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """``python -m recipes`` on a configuration with changes: its exit code and what it says on stderr."""
+    monkeypatch.delenv("VOCATIVE_CORPORA", raising=False)
 
     def start(change: dict[str, Any], *words: str) -> tuple[int, str]:
         path = tmp_path / "conf.yaml"
