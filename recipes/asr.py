@@ -116,7 +116,7 @@ def _result_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout) -
             "decode",
             "transcribe the test set with every system",
             (folder.model, folder.tuned, folder.cuts("test"), *lists),
-            tuple(folder.hypotheses(system.name) for system in config.systems),
+            (*(folder.hypotheses(system.name) for system in config.systems), folder.times),
             {},
             lambda: evaluate.decode(config, folder, "test"),
         ),

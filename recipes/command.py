@@ -59,7 +59,7 @@ def train(
     values = apply_overrides(read_yaml(config), set_ or [])
     chosen = build_config(RecipeConfig, values, str(config))
     workdir = workdir or Path("exp") / f"{chosen.corpus}-{config.stem}"
-    recipe = asr_recipe(chosen, workdir, corpus or _usual_place(chosen.corpus))
+    recipe = asr_recipe(chosen, workdir, corpus or usual_place(chosen.corpus))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dry_run:
         recipe.run(stage, stop_stage, force, dry_run)
     else:
@@ -84,7 +84,7 @@ def _run_together(
     destroy_process_group()
 
 
-def _usual_place(corpus: str) -> Path | None:
+def usual_place(corpus: str) -> Path | None:
     """The corpus's folder where all corpora are, if it is there."""
     folder = Path(os.environ.get("VOCATIVE_CORPORA", "")) / corpus
     return folder if "VOCATIVE_CORPORA" in os.environ and folder.is_dir() else None

@@ -49,7 +49,7 @@ def _tune(system: SystemConfig, config: RecipeConfig, folder: Layout) -> dict[st
 
     recognizer = Recognizer.load(folder.model)
     start = merge(config.decoding.model_dump(mode="json"), system.decoding)
-    references = _references(folder, "dev")
+    references = references_of(folder, "dev")
     lists = read_lists(find_corpus(config.corpus).lists, folder.data, "dev")
     names, grids = list(system.tune), list(system.tune.values())
     tried: list[tuple[float, dict[str, Any]]] = []
@@ -106,9 +106,10 @@ def decode(config: RecipeConfig, folder: Layout, split: str) -> None:
     if lists is not None:
         whole = lists if isinstance(lists, EntityCatalog) else EntityCatalog.empty().merge(*lists.values())
         say(f"    entity lists: {recognizer.report(whole).summary()}")
+    times: dict[str, dict[str, float]] = {}
     for name, tuned in json.loads(folder.tuned.read_text()).items():
         options = build_config(DecodingConfig, tuned["decoding"], f"system {name!r}")
-        began, audio_s = time.monotonic(), 0.0
+        began, worked, audio_s = time.monotonic(), time.process_time(), 0.0
         target = folder.hypotheses(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         lines = []
@@ -117,8 +118,10 @@ def decode(config: RecipeConfig, folder: Layout, split: str) -> None:
             lines.append(_json_line(result))
         target.write_text("".join(lines))
         took_s = time.monotonic() - began
+        times[name] = {"audio_s": audio_s, "seconds": took_s, "cpu_seconds": time.process_time() - worked}
         speed = f"{audio_s:.0f} s of audio in {took_s:.1f} s, {audio_s / took_s:.0f} x real time"
         say(f"    {name}: {len(lines)} recordings, {speed}")
+    folder.times.write_text(json.dumps(times, indent=1))
 
 
 def emits_spans(config: RecipeConfig, system: SystemConfig) -> bool:
@@ -140,7 +143,7 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
     from asr.writers import from_dict
 
     corpus = find_corpus(config.corpus)
-    references = _references(folder, "test")
+    references = references_of(folder, "test")
     lists = read_lists(corpus.lists, folder.data, "test")
     systems, reports = {}, {}
     for system in config.systems:
@@ -159,7 +162,7 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
         folder.report,
         f"{config.corpus}: {', '.join(reports)}",
         reports,
-        audio=_audio(folder, "test"),
+        audio=audio_of(folder, "test"),
         curves=_curves(folder.training / "log.jsonl"),
         synthetic=corpus.synthetic,
     )
@@ -173,7 +176,7 @@ def _transcribe(
     import torch
 
     torch.set_num_threads(1)
-    paths = _audio(folder, split)
+    paths = audio_of(folder, split)
     names = list(paths)
     if isinstance(lists, dict):
         results = _each_with_its_own(recognizer, paths, lists, options)
@@ -204,13 +207,15 @@ def _named(result: Transcript, name: str) -> Transcript:
     return replace(result, id=name)
 
 
-def _audio(folder: Layout, split: str) -> dict[str, Path]:
+def audio_of(folder: Layout, split: str) -> dict[str, Path]:
+    """The recordings, by utterance id."""
     from asr.data.manifest import load_cuts
 
     return {cut.id: Path(cut.recording.sources[0].source) for cut in load_cuts(folder.cuts(split))}
 
 
-def _references(folder: Layout, split: str) -> dict[str, Any]:
+def references_of(folder: Layout, split: str) -> dict[str, Any]:
+    """What was said, by utterance id."""
     from asr.data.kaldi import read_table
     from lm.tagged_text import parse
 

@@ -66,6 +66,11 @@ class Layout:
         return self.workdir / "results" / f"{name}.jsonl"
 
     @property
+    def times(self) -> Path:
+        """How long the transcription of the test set took."""
+        return self.workdir / "results" / "times.json"
+
+    @property
     def results(self) -> Path:
         """The figures of all systems."""
         return self.workdir / "RESULTS.json"

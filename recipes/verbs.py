@@ -7,3 +7,5 @@ from asr.cli.main import Verb
 TRAIN = Verb(
     "train", "Train a model by a recipe and score it: from recordings to a table.", "recipes.command"
 )
+
+COMPARE = Verb("compare", "Run experiments with several seeds and print their table.", "recipes.compare")

@@ -116,7 +116,7 @@ class Trainer:
         updates = [batches[i : i + size] for i in range(0, len(batches), size)]
         self._stage(epoch)
         sums: dict[str, float] = {}
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         for index in range(first, len(updates)):
             sums = add_up((sums, self._update(updates[index], step)))
             step += 1
@@ -129,7 +129,8 @@ class Trainer:
         valid = self.validate()
         progress = Progress(epoch + 1, 0, step)
         if self.processes.first:
-            self._log(epoch, step, trained, valid, time.monotonic() - began)
+            took = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - worked}
+            self._log(epoch, step, trained, valid, took)
             save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", self.model.state_dict())
             (self.folder / f"epoch-{epoch - self.config.average:04d}.safetensors").unlink(missing_ok=True)
         self._save(progress)
@@ -236,11 +237,17 @@ class Trainer:
             )
 
     def _log(
-        self, epoch: int, step: int, train: dict[str, float], valid: dict[str, float], took_s: float
+        self,
+        epoch: int,
+        step: int,
+        train: dict[str, float],
+        valid: dict[str, float],
+        took: dict[str, float],
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        row = {"epoch": epoch, "step": step, "train": train, "valid": valid, "seconds": round(took_s, 2)}
+        row = {"epoch": epoch, "step": step, "train": train, "valid": valid}
+        row |= {name: round(seconds, 2) for name, seconds in took.items()}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         writer = SummaryWriter(str(self.folder / "tensorboard"))

@@ -1,0 +1,76 @@
+"""``asr compare CONFIG``: run experiments with several seeds, and print the table of what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm.config import apply_overrides, build_config, read_yaml
+from lm.errors import ConfigError
+from recipes.command import usual_place
+
+
+def compare(
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the comparison, for example egs/an4/conf/families.yaml.")
+    ],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the corpus, where one is needed; that of its name in $VOCATIVE_CORPORA if not given."
+        ),
+    ] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Folder for all runs; exp/CORPUS-CONFIG if not given.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with a small file a finished run; results/ beside the configuration's folder."
+        ),
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Experiments to run, with commas between; all if not given.")
+    ] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, for example seeds=[0].")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table of what is there, run nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and why; write nothing.")
+    ] = False,
+) -> None:
+    """Run every experiment of a comparison with every seed, and print a table in Markdown.
+
+    A run that was finished, here or elsewhere, is not done again: its figures are in the results folder. A run that
+    was interrupted goes on where it was. WER is the mean over seeds with a 95 % bootstrap interval over utterances;
+    training is CPU time, decoding seconds of audio a CPU second, delay the median time by which a right word begins
+    later than in the alignment of the reference.
+
+    Examples:
+
+    \b
+      asr compare egs/an4/conf/families.yaml --corpus corpora/an4
+      asr compare egs/an4/conf/families.yaml --corpus corpora/an4 --only ctc,aed --set seeds=[0]
+      asr compare egs/an4/conf/families.yaml --table
+    """
+    from recipes import comparison
+
+    values = apply_overrides(read_yaml(config), set_ or [])
+    chosen = build_config(comparison.ComparisonConfig, values, str(config))
+    name = str(chosen.base.get("corpus"))
+    names = [part for part in only.split(",") if part]
+    for part in names:
+        if part not in chosen.experiments:
+            raise ConfigError(f"--only {part}", f"of {', '.join(chosen.experiments)}", "correct it")
+    place = workdir or Path("exp") / f"{name}-{config.stem}"
+    kept = results or config.parent.parent / "results" / config.stem
+    made = comparison.Comparison(chosen, place, kept, corpus or usual_place(name))
+    if not table:
+        made.run(names, dry_run)
+    if not dry_run:
+        print(comparison.table(made))
