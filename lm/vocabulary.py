@@ -20,6 +20,8 @@ from lm.tokenizer import Case, Spans, Tokenizer, normalise
 
 UNKNOWN = "<unk>"
 """Token 0 of a vocabulary of words: any word that is not in it."""
+TOKENIZER, WORDS = "tokenizer.model", "words.json"
+"""Files of units."""
 
 
 class Units(Protocol):
@@ -184,11 +186,19 @@ def load_units(path: Path) -> Tokenizer | WordVocabulary:
     Raises:
         BundleError: there are none.
     """
-    if path.is_dir():
-        found = [path / name for name in ("tokenizer.model", "words.json") if (path / name).is_file()]
-        if not found:
-            raise BundleError(
-                f"{path} without units", "tokenizer.model or words.json in it", "check the path"
-            )
-        path = found[0]
+    path = find_units(path)
     return WordVocabulary.load(path) if path.suffix == ".json" else Tokenizer.load(path)
+
+
+def find_units(path: Path) -> Path:
+    """The file of units in a work or model folder; ``path`` itself if it is no folder.
+
+    Raises:
+        BundleError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (TOKENIZER, WORDS) if (path / name).is_file()]
+    if not found:
+        raise BundleError(f"{path} without units", f"{TOKENIZER} or {WORDS} in it", "check the path")
+    return found[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.errors import ConfigError, DataError
+from lm.vocabulary import TOKENIZER, WORDS, WordVocabulary, find_units, load_units
 from recipes.config import NGramConfig
 from recipes.console import say
 from recipes.lm_config import FileUnits, LMRecipeConfig, TextConfig, WordUnits
@@ -20,7 +21,6 @@ from recipes.stage import Stage
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
-    from lm.vocabulary import WordVocabulary
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class LMLayout:
         """Whether the tokens are words."""
         units = self.config.units
         if isinstance(units, FileUnits):
-            return units.path.suffix == ".json" or (units.path / "words.json").is_file()
+            return find_units(units.path).suffix == ".json"
         return isinstance(units, WordUnits)
 
     @property
     def units(self) -> Path:
         """Tokenizer or vocabulary."""
-        return self.workdir / ("words.json" if self.over_words else "tokenizer.model")
+        return self.workdir / (WORDS if self.over_words else TOKENIZER)
 
     def tokens(self, text: str) -> Path:
         """An encoded text."""
@@ -81,7 +81,7 @@ def lm_recipe(config: LMRecipeConfig, workdir: Path, source: Path | None = None)
     texts = {name: _resolved(text, source) for name, text in judged.items()}
     if {"dev", "train"} & config.evaluation.keys():
         raise ConfigError("evaluation.dev or evaluation.train", "other names", "dev is reported anyway")
-    given = config.units.path if isinstance(config.units, FileUnits) else None
+    given = find_units(config.units.path) if isinstance(config.units, FileUnits) else None
     tokens = {name: folder.tokens(name) for name in ("train", *texts)}
     settings = config.lm.model_dump(mode="json")
     stages = (
@@ -162,12 +162,6 @@ def _size(config: LMRecipeConfig) -> str:
         return f", an n-gram of order {config.lm.order}"
     units = config.units
     if isinstance(units, FileUnits):
-        from lm.vocabulary import load_units
-
-        if not units.path.exists():
-            raise ConfigError(
-                f"units.path {units.path}", "a tokenizer or the folder it is in", "check the path"
-            )
         sizes: Any = load_units(units.path)
     else:
         sizes = _Sizes(units.size if isinstance(units, WordUnits) else units.vocab_size, len(config.classes))
@@ -184,7 +178,6 @@ class _Sizes:
 
 def _make_units(config: LMRecipeConfig, folder: LMLayout, train: tuple[TextConfig, ...]) -> None:
     from lm.tokenizer import Tokenizer
-    from lm.vocabulary import WordVocabulary, load_units
 
     units = config.units
     lines = chain.from_iterable(map(lines_of, train))
@@ -207,16 +200,10 @@ def _make_units(config: LMRecipeConfig, folder: LMLayout, train: tuple[TextConfi
     say(f"    {made.vocab_size} surface tokens, {made.num_classes} classes")
 
 
-def _units(folder: LMLayout) -> Tokenizer | WordVocabulary:
-    from lm.vocabulary import load_units
-
-    return load_units(folder.units)
-
-
 def _encode(folder: LMLayout, train: tuple[TextConfig, ...], texts: dict[str, TextConfig]) -> None:
     from asr.data.token_text import describe_text, encode_text
 
-    units = _units(folder)
+    units = load_units(folder.units)
     streams = {"train": chain.from_iterable(map(lines_of, train))}
     streams |= {name: chain(lines_of(text)) for name, text in texts.items()}
     for name, lines in streams.items():
@@ -256,7 +243,7 @@ def _train(config: LMRecipeConfig, folder: LMLayout) -> None:
         config.lm,
         TokenText(folder.tokens("train")),
         TokenText(folder.tokens("dev")),
-        _units(folder),
+        load_units(folder.units),
         folder.model,
         folder.training,
         config.seed,
@@ -274,7 +261,7 @@ def _score(folder: LMLayout, texts: dict[str, TextConfig]) -> None:
         if folder.model.suffix == ".arpa":
             found = {"as spoken": score_words(load_word_lm(folder.model), lines_of(text))}
         else:
-            found = score_file(folder.model, TokenText(folder.tokens(name)), _units(folder))
+            found = score_file(folder.model, TokenText(folder.tokens(name)), load_units(folder.units))
         for how, scores in found.items():
             figure = perplexity(scores)
             figures[f"{name}, {how}"] = figure.to_dict()

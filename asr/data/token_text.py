@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -187,6 +187,7 @@ class TokenText:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         try:
             self.summary = TextSummary(**json.loads((folder / "text.json").read_text()))
             self._tokens = np.memmap(folder / "tokens.bin", np.int32, "r")
@@ -208,8 +209,9 @@ class TokenText:
     def digest(self) -> str:
         """Identifies the text: a hash of its tokens, ends and entities."""
         digest = hashlib.sha256()
-        for part in (self._tokens, self._ends, self._span_rows):
-            digest.update(memoryview(np.ascontiguousarray(part)))
+        for name in ("tokens", "ends", "spans"):
+            with (self._folder / f"{name}.bin").open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def sentence(self, index: int) -> npt.NDArray[np.int32]:
@@ -239,11 +241,13 @@ class TokenText:
         return Example("", labels, tuple(spans)).pattern(num_tokens, chosen)
 
 
-def describe_text(summary: TextSummary, units: Any) -> str:
+def describe_text(summary: TextSummary, units: Units) -> str:
     """One line about an encoded text."""
-    kinds = "words" if units.pieces[0] == UNKNOWN else "subwords"
-    parts = [f"{summary.sentences} sentences, {summary.words} words, {summary.tokens} {kinds}"]
-    if kinds == "words":
+    words = units.pieces[0] == UNKNOWN
+    parts = [f"{summary.sentences} sentences, {summary.words} words"]
+    if not words:
+        parts.append(f"{summary.tokens} subwords")
+    else:
         parts.append(f"{100 * summary.unknown / max(1, summary.words):.2f} % of the words are unknown")
     if summary.entities:
         parts.append(f"{summary.entities} entities")

@@ -237,33 +237,36 @@ def score_words(model: WordLM, lines: Iterable[str]) -> SentenceScores:
     return SentenceScores(table[:, 0], count, count, unknown, table[:, 3], True)
 
 
-def score_file(
-    path: Path, text: TokenText, units: Tokenizer | WordVocabulary, ends: bool | None = None
-) -> dict[str, SentenceScores]:
-    """Score an encoded text with a model from a file: as spoken and, if it has entities, with them as classes.
+def score_file(path: Path, text: TokenText, units: Tokenizer | WordVocabulary) -> dict[str, SentenceScores]:
+    """Score an encoded text with a model from a file, in every way there is.
+
+    As it is spoken and, if it has entities, with them as classes; with ends of sentences, if the model knows them,
+    and without.
 
     Args:
         path: a language model over ``units``.
         text: encoded by them.
         units: subwords, or words of a neural model.
-        ends: count ends of sentences; None for whether the model knows them.
 
     Raises:
-        ConfigError: a model over other units, or one whose ends are wanted and not known.
+        ConfigError: a model over other units, or a file of KenLM's.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_language_model(path, units, device)
+    if not isinstance(model, NGramModel | LanguageModel):
+        raise ConfigError(
+            f"KenLM's {path.name} over subwords", "its ARPA file, or a model over words", "give that"
+        )
+    knows = isinstance(model, NGramModel) or end_token(model) is not None
     found = {}
     for classes in (False, True) if text.summary.entities else (False,):
-        if isinstance(model, NGramModel):
-            scores = score_ngram(model, text, classes, ends is not False)
-        elif isinstance(model, LanguageModel):
-            scores = score_neural(model, text, units, classes, ends)
-        else:
-            raise ConfigError(
-                f"KenLM's {path.name} over subwords", "its ARPA file, or a model over words", "give that"
-            )
-        found["entities as classes" if classes else "as spoken"] = scores
+        how = "entities as classes" if classes else "as spoken"
+        for end in (True, False) if knows else (False,):
+            name = f"{how}, ends of sentences {'' if end else 'not '}counted"
+            if isinstance(model, NGramModel):
+                found[name] = score_ngram(model, text, classes, end)
+            else:
+                found[name] = score_neural(model, text, units, classes, end)
     return found
 
 
