@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), shared by language models and encoders."""
+"""Positions: rotary (Su et al. 2021, arXiv 2104.09864), shared by language models and encoders, and sinusoidal."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (part.to(x.dtype) for part in table)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Sinusoidal embeddings (Vaswani et al. 2017, section 3.5) ``(*, width)`` of ``positions`` ``(*)``."""
+    sin_cos = torch.stack(rotary_table(positions, width)[::-1], dim=-1)
+    return sin_cos.flatten(-2)

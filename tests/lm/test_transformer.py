@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lm.rotary import sinusoids
 from lm.transformer import TransformerLM, TransformerLMConfig
 
 VOCAB, CLASSES = 11, 3
@@ -23,7 +26,10 @@ def store_form(logits: Tensor) -> Tensor:
     return logits - logits[..., :VOCAB].logsumexp(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("positions", ["rotary", "none"])
+POSITIONS = pytest.mark.parametrize("positions", ["rotary", "sinusoidal", "none"])
+
+
+@POSITIONS
 @torch.no_grad()
 def test_contexts_equal_whole_sentences(positions: str) -> None:
     model = make(positions)
@@ -36,9 +42,10 @@ def test_contexts_equal_whole_sentences(positions: str) -> None:
         state = store.advance(state, tokens[:, place])
 
 
+@POSITIONS
 @torch.no_grad()
-def test_later_tokens_do_not_change_earlier_scores() -> None:
-    model = make()
+def test_later_tokens_do_not_change_earlier_scores(positions: str) -> None:
+    model = make(positions)
     tokens = torch.randint(0, VOCAB, (1, 12), generator=torch.Generator().manual_seed(2))
     before = model(tokens)
     for place in range(12):
@@ -47,6 +54,25 @@ def test_later_tokens_do_not_change_earlier_scores() -> None:
         after = model(changed)
         assert torch.equal(after[:, : place + 1], before[:, : place + 1])
         assert not torch.allclose(after[:, place + 1], before[:, place + 1])
+
+
+@pytest.mark.parametrize(("positions", "layers", "differs"), [("none", 1, False), ("sinusoidal", 1, True)])
+@torch.no_grad()
+def test_only_positions_tell_a_shallow_model_the_order(positions: str, layers: int, differs: bool) -> None:
+    torch.manual_seed(0)
+    config = TransformerLMConfig(layers=layers, width=16, heads=2, feed_forward=32, positions=positions)
+    model = TransformerLM(config, VOCAB, CLASSES).eval()
+    one, other = model(torch.tensor([[1, 2, 3, 4]]))[0, -1], model(torch.tensor([[2, 3, 1, 4]]))[0, -1]
+    assert torch.allclose(one, other, atol=1e-5) != differs
+
+
+def test_sinusoids_are_those_of_the_paper() -> None:
+    table = sinusoids(torch.arange(5), 6)
+    for place in range(5):
+        for i in range(3):
+            angle = place / 10000 ** (2 * i / 6)
+            assert float(table[place, 2 * i]) == pytest.approx(math.sin(angle), abs=1e-5)
+            assert float(table[place, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
