@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TextIO, cast
 
 from lm.errors import DataError
 from lm.tagged_text import TaggedText, parse
+from lm.text_files import read_lines
 
 SHORTEST = 4
 """Words of a sentence that is counted; shorter ones are said again by chance."""
@@ -70,7 +71,7 @@ def refuse_known_text(test: Mapping[str, TaggedText], texts: Sequence[Path]) -> 
     Raises:
         DataError: most test sentences are in ``texts``, or a text cannot be read.
     """
-    found = overlap(test.values(), _lines(texts))
+    found = overlap(test.values(), chain.from_iterable(map(read_lines, texts)))
     _refuse_most(found, "the text of the language model")
     return found
 
@@ -82,27 +83,6 @@ def _refuse_most(found: Overlap, where: str) -> None:
             f"at most {100 * MOST:.0f} % of those with {SHORTEST} words or more",
             "take the test set out of it",
         )
-
-
-def _lines(texts: Sequence[Path]) -> Iterable[str]:
-    for path in texts:
-        try:
-            with _open(path) as file:
-                yield from file
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: {error}", "a text file, .gz or .xz too", "check the path") from None
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        import gzip
-
-        return cast("TextIO", gzip.open(path, "rt", encoding="utf-8"))
-    if path.suffix == ".xz":
-        import lzma
-
-        return cast("TextIO", lzma.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import lzma
 import math
 import os
@@ -10,12 +9,13 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn, cast
+from typing import IO, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm.errors import DataError
+from lm.text_files import open_text
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,7 +43,7 @@ def read_arpa(path: Path, number: Mapping[str, int]) -> tuple[list[NGrams], int]
         DataError: not an ARPA file, or a broken one; the line is named.
     """
     try:
-        with _open(path, "r") as file:
+        with open_text(path, "r") as file:
             return _Reader(path, file, number).read()
     except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}", "an ARPA file that can be read", "copy it again") from None
@@ -67,7 +67,7 @@ def write_arpa(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing.{path.name}")
-    with _open(scratch, "w") as file:
+    with open_text(scratch, "w") as file:
         file.write("\\data\\\n" + "".join(f"ngram {n}={len(x)}\n" for n, x in enumerate(logps, start=1)))
         before = [""]
         for n, ((prefix, last), logp) in enumerate(zip(levels, logps, strict=True), start=1):
@@ -150,11 +150,3 @@ class _Reader:
 
     def _refuse(self, given: str, expected: str) -> NoReturn:
         raise DataError(f"{self._path}, line {self._line}: {given}", expected, "write the file anew")
-
-
-def _open(path: Path, mode: str) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast("IO[str]", gzip.open(path, mode + "t", encoding="utf-8"))
-    if path.suffix == ".xz":
-        return cast("IO[str]", lzma.open(path, mode + "t", encoding="utf-8"))
-    return cast("IO[str]", path.open(mode, encoding="utf-8"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lm.errors import ConfigError
 from lm.language_model import ContextStore
-from lm.tokenizer import Tokenizer
+from lm.vocabulary import Units
 
 
 class KenLM:
@@ -24,7 +24,7 @@ class KenLM:
         ConfigError: the ``kenlm`` package is not installed, or the file is none of KenLM's.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, tokenizer: Units) -> None:
         try:
             import kenlm
         except ImportError:

@@ -54,7 +54,7 @@ def train_arpa(sentences: Iterable[Sequence[str]], order: int, path: Path, prune
     """Train on sentences of words and write an ARPA file.
 
     Args:
-        sentences: the text.
+        sentences: the text; ``<unk>`` may stand in it for words that are not in the vocabulary.
         order: the longest n-grams.
         path: the file; .gz and .xz are compressed.
         prune: n-grams seen no oftener than this are left out, a number for each order from the second on; the
@@ -71,7 +71,7 @@ def train_arpa(sentences: Iterable[Sequence[str]], order: int, path: Path, prune
         )
     names = ["<unk>", "<s>", "</s>"]
     number = {name: i for i, name in enumerate(names)}
-    marks, words = set(names), [np.zeros(0, np.int64)]
+    marks, words = {"<s>", "</s>"}, [np.zeros(0, np.int64)]
     for sentence in sentences:
         if marks & set(sentence):
             raise DataError(

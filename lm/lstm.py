@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lm.config import Config
 from lm.language_model import ContextStore, LanguageModel, Rows
+from lm.recurrent import run_lstm
 
 
 class LSTMLMConfig(Config):
@@ -45,7 +46,7 @@ class LSTMLM(LanguageModel):
         self, tokens: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Logits ``(B, U, V + C)`` behind each of ``tokens`` ``(B, U)``, and the LSTM's state behind the last."""
-        hidden, after = self.lstm(self.dropout(self.embedding(tokens)), state)
+        hidden, after = run_lstm(self.lstm, self.dropout(self.embedding(tokens)), state)
         logits: Tensor = self.output(self.dropout(hidden))
         return logits, after
 

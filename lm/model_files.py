@@ -10,6 +10,7 @@ from lm.config import Config, build_config
 from lm.errors import BundleError, ConfigError
 from lm.language_model import ContextStore, LanguageModel
 from lm.tokenizer import Tokenizer
+from lm.vocabulary import Units, WordVocabulary
 
 ARPA = (".arpa", ".arpa.gz", ".arpa.xz")
 NEURAL = ("transformer", "lstm", "based")
@@ -32,18 +33,23 @@ def model_name(path: Path) -> str:
     return path.name
 
 
-def load_language_model(path: Path, tokenizer: Tokenizer, device: str = "cpu") -> Contextual:
+def load_language_model(path: Path, tokenizer: Tokenizer | WordVocabulary, device: str = "cpu") -> Contextual:
     """Read a language model for the tokens of ``tokenizer``.
 
     Args:
         path: ``.safetensors`` as this toolkit writes them, ``.arpa`` (also .gz, .xz), or a KenLM binary.
-        tokenizer: its tokens are the words of the language model.
+        tokenizer: its tokens are the words of the language model; a vocabulary for neural models over words.
         device: where its scores are wanted; n-grams stay on the CPU.
 
     Raises:
         ConfigError: a file of another kind, or a language model for another tokenizer.
         BundleError: a damaged file.
     """
+    if isinstance(tokenizer, WordVocabulary) and path.suffix != ".safetensors":
+        raise ConfigError(
+            f"the n-gram model {path.name} over words where tokens are asked for", "a neural language model",
+            "use it for rescoring with unit word",
+        )  # fmt: skip
     if path.name.endswith(ARPA):
         from lm.ngram import NGramModel
 
@@ -67,9 +73,7 @@ def load_language_model(path: Path, tokenizer: Tokenizer, device: str = "cpu") -
     raise ConfigError(f"{path}: language model of kind {kind!r}", known, "install the Vocative that wrote it")
 
 
-def make_language_model(
-    kind: str, config: dict[str, Any], tokenizer: Tokenizer, source: str
-) -> LanguageModel:
+def make_language_model(kind: str, config: dict[str, Any], tokenizer: Units, source: str) -> LanguageModel:
     """A neural language model with fresh weights.
 
     Args:
@@ -96,30 +100,51 @@ def make_language_model(
 
 
 def save_language_model(
-    path: Path, kind: str, config: Config, model: LanguageModel, tokenizer: Tokenizer
+    path: Path, kind: str, config: Config, model: LanguageModel, tokenizer: Units
 ) -> None:
-    """Write a neural language model with its shape and its tokenizer's fingerprint."""
+    """Write a neural language model with its shape and its tokenizer's fingerprint, or with its vocabulary."""
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     metadata = {"kind": kind, "config": config.model_dump_json(), "tokenizer": tokenizer.digest}
+    if isinstance(tokenizer, WordVocabulary):
+        metadata["words"] = tokenizer.to_json()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
 
 
-def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
-    """Kind and configuration, once the tokenizer is seen to be the same."""
+def vocabulary_of(path: Path) -> WordVocabulary | None:
+    """The vocabulary of a language model over words, which is in its file; None for one over subwords.
+
+    Raises:
+        BundleError: a damaged file.
+    """
+    words = _metadata(path).get("words")
+    return None if words is None else WordVocabulary.from_json(words, str(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path}: {error}", "a language model", "copy it again or train it anew") from None
+
+
+def _header(path: Path, tokenizer: Units) -> tuple[str, str]:
+    """Kind and configuration, once the tokenizer is seen to be the same."""
+    metadata = _metadata(path)
     if "kind" not in metadata or "tokenizer" not in metadata:
         raise BundleError(
             f"{path} is no language model", "tensors with a kind and a tokenizer", "check the path"
         )
+    if metadata["tokenizer"] != tokenizer.digest and "words" in metadata:
+        raise ConfigError(
+            f"language model {path.name} over words", "one over the model's subwords",
+            "use it for rescoring with unit word",
+        )  # fmt: skip
     if metadata["tokenizer"] != tokenizer.digest:
         raise ConfigError(
             f"language model {path.name} of another tokenizer", "one trained with the model's tokenizer",
@@ -128,7 +153,7 @@ def _header(path: Path, tokenizer: Tokenizer) -> tuple[str, str]:
     return metadata["kind"], metadata.get("config", "{}")
 
 
-def _load_neural(path: Path, kind: str, config: str, tokenizer: Tokenizer, device: str) -> LanguageModel:
+def _load_neural(path: Path, kind: str, config: str, tokenizer: Units, device: str) -> LanguageModel:
     from safetensors.torch import load_file
 
     model = make_language_model(kind, json.loads(config), tokenizer, str(path))

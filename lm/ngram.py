@@ -21,7 +21,7 @@ from lm.errors import BundleError, DataError
 from lm.language_model import ContextStore, Rows
 
 if TYPE_CHECKING:
-    from lm.tokenizer import Tokenizer
+    from lm.vocabulary import Units
 
 PARTS = ("key", "logp", "target", "backoff_logp", "backoff")
 """Tensors of a file."""
@@ -56,7 +56,7 @@ class NGramModel:
     _store: NGramContexts | None = field(default=None, repr=False)
 
     @classmethod
-    def from_arpa(cls, path: Path, tokenizer: Tokenizer) -> NGramModel:
+    def from_arpa(cls, path: Path, tokenizer: Units) -> NGramModel:
         """Compile an ARPA file whose words are the tokenizer's pieces and class tags (``<contact>``).
 
         A token without a unigram has the probability of ``<unk>``; a class tag without one cannot follow.
@@ -70,7 +70,7 @@ class NGramModel:
         return compile_ngrams(levels, tokenizer.vocab_size, tokenizer.num_classes, str(path), dropped)
 
     @classmethod
-    def load(cls, path: Path, tokenizer: Tokenizer) -> NGramModel:
+    def load(cls, path: Path, tokenizer: Units) -> NGramModel:
         """Read what ``save`` wrote.
 
         Raises:
@@ -95,7 +95,7 @@ class NGramModel:
             )
         return model
 
-    def save(self, path: Path, tokenizer: Tokenizer) -> None:
+    def save(self, path: Path, tokenizer: Units) -> None:
         """Write the compiled model."""
         from safetensors.torch import save_file
 
@@ -134,6 +134,22 @@ class NGramModel:
             scores[row, self.key[arc] % width] = self.logp[arc]
         return scores
 
+    def ask(self, states: Tensor, words: Tensor) -> Tensor:
+        """Natural-log probabilities ``(M,)`` of a word each after ``states``, as ``rows`` has them."""
+        found = torch.full(states.shape, -torch.inf, device=states.device)
+        total, at = torch.zeros_like(found), states.clone()
+        missing = torch.ones_like(states, dtype=torch.bool)
+        while True:
+            wanted = at * self.width + words
+            place = torch.searchsorted(self.key, wanted).clamp_max(len(self.key) - 1)
+            hit = missing & (self.key[place] == wanted)
+            found = torch.where(hit, total + self.logp[place], found)
+            missing = missing & ~hit & (at != 0)
+            if not bool(missing.any()):
+                return found
+            total = torch.where(missing, total + self.backoff_logp[at], total)
+            at = torch.where(missing, self.backoff[at], at)
+
     def advance(self, states: Tensor, words: Tensor) -> Tensor:
         """States ``(M,)`` after a word each."""
         after, at = torch.zeros_like(states), states.clone()
@@ -152,8 +168,9 @@ class NGramModel:
         """Natural-log probability of a sentence as the ARPA file has it, from ``<s>``, with ``</s>`` if wanted."""
         total, state = 0.0, torch.tensor([self.start])
         for word in [*words, self.width - 1] if end else words:
-            total += float(self.rows(state)[0, word])
-            state = self.advance(state, torch.tensor([word]))
+            asked = torch.tensor([word])
+            total += float(self.ask(state, asked))
+            state = self.advance(state, asked)
         return total
 
 

@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.config import Config
 from lm.language_model import ContextStore, LanguageModel, Rows
-from lm.rotary import rotary_table, rotate
+from lm.rotary import check_heads, rotary_table, rotate, sinusoids
 
 
 class TransformerLMConfig(Config):
@@ -28,8 +29,14 @@ class TransformerLMConfig(Config):
     """Inner width of the feed-forward layers."""
     dropout: float = 0.2
     """Dropout on embeddings and residual branches, in training only."""
-    positions: Literal["rotary", "none"] = "rotary"
-    """Rotary positions, or none at all: the causal mask is then the only cue (Irie et al., section 4.4)."""
+    positions: Literal["rotary", "sinusoidal", "none"] = "rotary"
+    """Rotary positions, sinusoidal ones added to the embeddings, or none at all: the causal mask is then the only
+    cue (Irie et al., section 4.4)."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> TransformerLMConfig:
+        check_heads(self.width, self.heads, even=self.positions != "none")
+        return self
 
 
 class TransformerLM(LanguageModel):
@@ -50,16 +57,24 @@ class TransformerLM(LanguageModel):
     def forward(self, tokens: Tensor) -> Tensor:
         """See ``LanguageModel.forward``."""
         first = tokens.new_full((len(tokens), 1), self.vocab_size)
-        x = self.dropout(self.embedding(torch.cat((first, tokens), dim=1)))
+        places = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+        x = self.dropout(self.embed(torch.cat((first, tokens), dim=1), places))
         table = None
         if self.config.positions == "rotary":
-            table = rotary_table(
-                torch.arange(x.shape[1], device=x.device), self.config.width // self.config.heads
-            )
+            table = rotary_table(places, self.config.width // self.config.heads)
         for block in self.blocks:
             x = block(x, table)
         logits: Tensor = self.output(self.norm(x))
         return logits
+
+    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Embeddings ``(..., D)`` of ``tokens`` at ``places``, of shapes that broadcast."""
+        x: Tensor = self.embedding(tokens)
+        if self.config.positions != "sinusoidal":
+            return x
+        # The elements of an embedding have a variance of 1 / D, those of sines and cosines of 1 / 2.
+        x = x + sinusoids(places, self.config.width).to(x.dtype) * (2 / self.config.width) ** 0.5
+        return x
 
     def contexts(self) -> TransformerContexts:
         """A fresh store of contexts for one search."""
@@ -130,7 +145,7 @@ class TransformerContexts(ContextStore):
         if longest > len(self._positions[0]):
             self._grow_positions(2 * longest)
         path = None if self._attend else self._paths(parents, depth, first, longest)
-        x = model.embedding(tokens)
+        x = model.embed(tokens, depth)
         for block, cache in zip(model.blocks, self._keys_values, strict=True):
             assert isinstance(block, Block)
             cache.grow(len(tokens))
@@ -149,7 +164,7 @@ class TransformerContexts(ContextStore):
         heads = self._model.config.heads
         attended = torch.empty((len(projected), heads, projected.shape[1] // (3 * heads)))
         cos, sin = (part.numpy() for part in self._positions)
-        if self._model.config.positions == "none":
+        if self._model.config.positions != "rotary":
             cos, sin = cos[:0], sin[:0]
         here = projected.view(len(projected), 3, heads, -1).numpy()
         past = cache.view(len(cache), 2, heads, -1).numpy()

@@ -27,6 +27,10 @@ class WordLM(Protocol):
         """
         ...
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
+        ...
+
 
 def load_word_lm(path: Path) -> WordLM:
     """Read ``.arpa`` (also .gz, .xz), or a file of KenLM's with the ``kenlm`` package.
@@ -81,6 +85,10 @@ class WordNGram:
         """See ``WordLM.logp``."""
         return [self._one(history, word) for history, word in asked]
 
+    def knows(self, word: str) -> bool:
+        """See ``WordLM.knows``."""
+        return self._fold(word) in self._number
+
     def _one(self, history: tuple[str, ...], word: str) -> float:
         before = [START, *history][-(self.order - 1) :] if self.order > 1 else []
         context = tuple(self._id(w) for w in before)
@@ -123,6 +131,10 @@ class KenWords:
     def logp(self, asked: Sequence[tuple[tuple[str, ...], str]]) -> list[float]:
         """See ``WordLM.logp``."""
         return [self._one(history, word) for history, word in asked]
+
+    def knows(self, word: str) -> bool:
+        """See ``WordLM.knows``."""
+        return word in self._model
 
     def _one(self, history: tuple[str, ...], word: str) -> float:
         state, after = self._kenlm.State(), self._kenlm.State()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from asr.decoding_config import DecodingConfig
 from asr.features import FeatureConfig
 from asr.training.config import TrainingConfig
+from asr.training.text_config import TextTrainingConfig
 from lm.config import Config
 from recipes.initial import InitialConfig
 
@@ -31,23 +33,26 @@ class NGramConfig(Config):
     """What it is."""
     order: int = Field(4, ge=1, le=6)
     """Tokens a probability depends on, its own included."""
+    prune: tuple[int, ...] = ()
+    """N-grams seen no oftener than this are left out: a number for each order from the second on."""
 
 
-class NeuralConfig(Config):
+class NeuralConfig(TextTrainingConfig):
     """A neural language model over subwords and class tags."""
 
     kind: Literal["transformer", "lstm", "based"]
     """What it is."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Its shape: the configuration of its kind."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the text; the one with the lowest perplexity on dev is kept."""
-    batch_tokens: int = Field(2000, ge=1)
-    """Tokens in a batch."""
-    peak_lr: float = Field(2e-3, gt=0)
-    """Learning rate after warm-up (AdamW)."""
-    class_rate: float = Field(0.5, ge=0, le=1)
-    """Share of entities that become their class tag, drawn anew in each epoch."""
+
+
+class FileConfig(Config):
+    """A language model that was trained apart, over the subwords of this recipe's tokenizer."""
+
+    kind: Literal["file"]
+    """What it is."""
+    path: Path
+    """``.safetensors``, or an n-gram in ``.arpa`` (also .gz, .xz)."""
 
 
 class SystemConfig(Config):
@@ -65,6 +70,8 @@ class SystemConfig(Config):
 class RecipeConfig(Config):
     """A whole experiment."""
 
+    recipe: Literal["asr"] = "asr"
+    """What it trains: a recognizer."""
     corpus: str
     """Which corpus, a name in ``recipes/corpora/registry.py``."""
     data: dict[str, Any] = Field(default_factory=dict)
@@ -85,9 +92,9 @@ class RecipeConfig(Config):
     """The training run."""
     decoding: DecodingConfig = DecodingConfig()
     """How the model is searched; kept in the finished model."""
-    language_models: dict[LMName, Annotated[NGramConfig | NeuralConfig, Field(discriminator="kind")]] = Field(
-        default_factory=dict
-    )
-    """Language models trained on the corpus's text, by name; they go into the model's ``lm/``."""
+    language_models: dict[
+        LMName, Annotated[NGramConfig | NeuralConfig | FileConfig, Field(discriminator="kind")]
+    ] = Field(default_factory=dict)
+    """Language models by name, trained on the corpus's text or apart; they go into the model's ``lm/``."""
     systems: list[SystemConfig] = Field(min_length=1)
     """What is compared on the test set; the last one's settings become the model's own."""

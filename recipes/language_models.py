@@ -1,156 +1,160 @@
-"""Language models of a recipe: trained on the corpus's text, judged on dev."""
+"""Language models of recipes: trained on encoded text, judged on dev; the one place that starts such a training."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.config import NeuralConfig, NGramConfig, RecipeConfig
+from recipes.config import FileConfig, NeuralConfig, NGramConfig, RecipeConfig
 from recipes.console import progress, say
-from recipes.train import Layout
+from recipes.train import Layout, put_aside
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from asr.data.examples import Example
-    from lm.language_model import ContextStore, LanguageModel
+    from asr.data.token_text import TokenText
     from lm.tokenizer import Tokenizer
+    from lm.vocabulary import Units, WordVocabulary
 
 
 def make_language_models(config: RecipeConfig, folder: Layout) -> None:
-    """Train every language model of the recipe and say what it makes of dev."""
-    from asr.data.examples import Example
+    """Train or take in every language model of a recognition recipe, and say what it makes of dev."""
     from asr.data.kaldi import read_table
+    from asr.data.token_text import TokenText, encode_text
+    from asr.scoring.perplexity import perplexity, score_file
+    from lm.text_files import read_lines
     from lm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder.tokenizer)
-    lines = [line for line in (folder.data / "lm_text.txt").read_text().splitlines() if line.strip()]
-    text = [Example.from_text(f"text-{i}", line, tokenizer) for i, line in enumerate(lines)]
-    tagged = read_table(folder.data / "dev" / "tagged")
-    dev = [Example.from_text(name, line, tokenizer) for name, line in tagged.items()]
+    place = folder.workdir / "lm-training"
+    encode_text(read_lines(folder.data / "lm_text.txt"), tokenizer, place / "text")
+    encode_text(read_table(folder.data / "dev" / "tagged").values(), tokenizer, place / "dev")
+    text, dev = TokenText(place / "text"), TokenText(place / "dev")
     for name, settings in config.language_models.items():
         target = folder.language_model(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(settings, NGramConfig):
-            contexts = _train_ngram(settings, text, tokenizer, target)
+        if isinstance(settings, FileConfig):
+            take_in(settings.path, tokenizer, target)
         else:
-            contexts = _train_neural(name, settings, text, dev, tokenizer, target, config.training.seed)
-        rates = [_perplexity(contexts, dev, tokenizer.vocab_size, classes) for classes in (False, True)]
-        say(
-            f"    {name}: perplexity on dev {rates[0]:.2f} a token as spoken, {rates[1]:.2f} with entities as "
-            "classes; ends of sentences not counted"
-        )
+            train_language_model(
+                settings, text, dev, tokenizer, target, place / name, config.training.seed, name
+            )
+        for how, scores in score_file(target, dev, tokenizer).items():
+            say(f"    {name} on dev, {how}: " + perplexity(scores).to_text().replace("\n", "; "))
 
 
-def _train_ngram(
-    config: NGramConfig, text: Sequence[Example], tokenizer: Tokenizer, target: Path
-) -> ContextStore:
+def train_language_model(
+    settings: NGramConfig | NeuralConfig,
+    text: TokenText,
+    dev: TokenText,
+    units: Tokenizer | WordVocabulary,
+    target: Path,
+    training: Path,
+    seed: int,
+    name: str,
+) -> None:
+    """Train one language model, or go on training it, and write it to ``target``.
+
+    Args:
+        settings: the model and its training.
+        text: training text, encoded.
+        dev: text to choose the weights with.
+        units: what both are encoded in.
+        target: ``.safetensors``; n-grams leave an ``.arpa`` beside it, those over words nothing else.
+        training: folder of checkpoints and curves.
+        seed: of weights, batches and dropout.
+        name: shown with the progress.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(settings, NGramConfig):
+        _train_ngram(settings, text, units, target)
+    else:
+        _train_neural(settings, text, dev, units, target, training, seed, name)
+
+
+def take_in(path: Path, tokenizer: Tokenizer, target: Path) -> None:
+    """Put a language model that was trained apart where those of the recipe are.
+
+    Raises:
+        ConfigError: it is of another tokenizer, or over words.
+    """
+    from lm.model_files import load_language_model
+    from lm.ngram import NGramModel
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model = load_language_model(path, tokenizer)
+    if isinstance(model, NGramModel):
+        model.save(target, tokenizer)
+    else:
+        target.write_bytes(path.read_bytes())
+
+
+def _train_ngram(config: NGramConfig, text: TokenText, units: Units, target: Path) -> None:
     """Sentences count once as spoken and, if there are entities in them, once with their classes."""
     from lm.kneser_ney import train_arpa
     from lm.ngram import NGramModel
+    from lm.tokenizer import Tokenizer
 
-    names = [*tokenizer.pieces, *(f"<{name}>" for name in tokenizer.classes)]
-    sentences = [[names[i] for i in e.labels] for e in text]
-    whole = [e.pattern(tokenizer.vocab_size, [True] * len(e.spans)) for e in text if e.spans]
-    sentences += [[names[i] for i in tokens] for tokens in whole]
+    names = [*units.pieces, *(f"<{name}>" for name in units.classes)]
+
+    def sentences() -> Iterator[list[str]]:
+        for index in range(len(text)):
+            yield [names[i] for i in text.sentence(index).tolist()]
+            if text.spans(index):
+                yield [names[i] for i in text.pattern(index, units.vocab_size)]
+
     arpa = target.with_suffix(".arpa")
-    train_arpa(sentences, config.order, arpa)
-    model = NGramModel.from_arpa(arpa, tokenizer)
-    model.save(target, tokenizer)
-    return model.contexts()
+    train_arpa(sentences(), config.order, arpa, config.prune)
+    if isinstance(units, Tokenizer):
+        NGramModel.from_arpa(arpa, units).save(target, units)
 
 
 def _train_neural(
-    name: str,
     config: NeuralConfig,
-    text: Sequence[Example],
-    dev: Sequence[Example],
-    tokenizer: Tokenizer,
+    text: TokenText,
+    dev: TokenText,
+    units: Tokenizer | WordVocabulary,
     target: Path,
+    training: Path,
     seed: int,
-) -> ContextStore:
-    """AdamW with a short rise and a half cosine; entities become their class at random; the best epoch is kept."""
+    name: str,
+) -> None:
+    """The weights with the lowest loss on dev are kept, entities there being classes as often as in training."""
     import torch
 
-    from lm.model_files import load_language_model, make_language_model, save_language_model
+    from asr.data.text_batches import TextBatches
+    from asr.training.text_loop import TextTrainer
+    from lm.model_files import make_language_model, save_language_model
 
     torch.manual_seed(seed)
-    model = make_language_model(config.kind, config.model, tokenizer, f"language_models.{name}.model")
-    draw = random.Random(seed)
-    batches = _batches(text, config.batch_tokens)
-    steps = config.epochs * len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.peak_lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    best = math.inf
-    with progress(f"    {name}", steps) as shown:
-        for epoch in range(config.epochs):
-            draw.shuffle(batches)
-            for number, batch in enumerate(batches, start=1):
-                rows = [
-                    e.pattern(tokenizer.vocab_size, [draw.random() < config.class_rate for _ in e.spans])
-                    for e in batch
-                ]
-                loss = _cross_entropy(model, rows)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                shown(epoch * len(batches) + number)
-            model.eval()
-            with torch.no_grad():
-                found = _perplexity(model.contexts(), dev, tokenizer.vocab_size, False)
-            if found < best:
-                best = found
-                save_language_model(target, config.kind, model.config, model, tokenizer)
-            model.train()
-    return load_language_model(target, tokenizer).contexts()
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, steps // 20)
-    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-
-
-def _batches(text: Sequence[Example], tokens: int) -> list[list[Example]]:
-    """Sentences of like length together."""
-    batches: list[list[Example]] = []
-    room = 0
-    for example in sorted((e for e in text if e.labels), key=lambda e: len(e.labels)):
-        if room < len(example.labels):
-            batches.append([])
-            room = tokens
-        batches[-1].append(example)
-        room -= len(example.labels)
-    return batches
-
-
-def _cross_entropy(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    import torch
-
-    tokens = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=-1
+    model = make_language_model(config.kind, config.model, units, f"{name}.model")
+    say(f"    {name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters")
+    mark = fingerprint(config, text, dev, units, seed)
+    put_aside(training, mark)
+    batching = units.vocab_size, config.batch_tokens, config.class_rate, config.buffer, seed
+    trainer = TextTrainer(
+        model,
+        config,
+        TextBatches(text, *batching),
+        TextBatches(dev, *batching),
+        training,
+        mark,
+        seed,
+        "cuda" if torch.cuda.is_available() else "cpu",
     )
-    logits = model(tokens.clamp_min(0))[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-1)
+    with progress(f"    {name}", trainer.steps) as shown:
+        trainer.on_step = shown
+        model.load_state_dict(trainer.run())
+    save_language_model(target, config.kind, model.config, model, units)
+    say(f"    {name}: perplexity of the dev loss {math.exp(trainer.best):.2f} a token")
 
 
-def _perplexity(contexts: ContextStore, text: Sequence[Example], num_tokens: int, classes: bool) -> float:
-    """Per token; over V and the classes' odds where entities are classes, over V where they are words."""
-    import torch
-
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for example in text:
-            state = contexts.start(1)
-            row = example.pattern(num_tokens, [classes] * len(example.spans))
-            for token in row:
-                logp = contexts.score(state)[0]
-                logp = logp.log_softmax(-1) if classes else logp
-                total -= float(logp[token])
-                state = contexts.advance(state, torch.tensor([token]))
-            count += len(row)
-    return math.exp(total / max(count, 1))
+def fingerprint(config: NeuralConfig, text: TokenText, dev: TokenText, units: Units, seed: int) -> str:
+    """Identifies what a checkpoint of a training depends on."""
+    chosen = config.model_dump(mode="json")
+    del chosen["checkpoint_s"]
+    digest = hashlib.sha256(json.dumps([chosen, seed, units.digest], sort_keys=True).encode())
+    for each in (text, dev):
+        digest.update(each.digest.encode())
+    return digest.hexdigest()

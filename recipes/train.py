@@ -163,7 +163,7 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         say(f"    {copied / 1e6:.2f} million of them from {', '.join(str(e.source) for e in config.initial)}")
     fingerprint = _fingerprint(config, folder)
     if processes.first:
-        _put_aside(folder.training, fingerprint)
+        put_aside(folder.training, fingerprint)
     processes.gather(None)
     text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
     plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
@@ -207,7 +207,7 @@ def _read_text(path: Path, tokenizer):  # type: ignore[no-untyped-def]
     return [Example.from_text(f"text-{i}", line, tokenizer) for i, line in enumerate(lines) if line.strip()]
 
 
-def _put_aside(training: Path, fingerprint: str) -> None:
+def put_aside(training: Path, fingerprint: str) -> None:
     """Keep a training with other settings under another name, so that this one starts afresh."""
     mark = training / "fingerprint"
     if mark.exists() and (before := mark.read_text()) != fingerprint:

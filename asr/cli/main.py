@@ -22,16 +22,20 @@ FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: the function of its own name in ``module``, ``asr.cli.<name>`` if empty; its line in the overview."""
+    """A verb: the function of its own name in ``module``, ``asr.cli.<name>`` if empty; its line in the overview.
+
+    Where ``parts`` names some, the verb is a group of them: the functions of these names in the module.
+    """
 
     name: str
     help: str
     module: str = ""
+    parts: tuple[str, ...] = ()
 
-    def load(self) -> Callable[..., Any]:
-        """Import the verb; it may return an exit code."""
+    def load(self, part: str = "") -> Callable[..., Any]:
+        """Import the verb or a part of it; it may return an exit code."""
         function: Callable[..., Any] = getattr(
-            import_module(self.module or f"asr.cli.{self.name}"), self.name
+            import_module(self.module or f"asr.cli.{self.name}"), part or self.name
         )
         return function
 
@@ -43,6 +47,7 @@ VERBS = (
     Verb("score", "Compare transcripts with references: word errors, names found, names made up."),
     Verb("classes", "Show what a model makes of each entry of a list of names."),
     Verb("info", "Show what a model folder holds."),
+    Verb("lm", "Language models: perplexity on a text.", parts=("score",)),
 )
 
 PLUGINS = "vocative.verbs"
@@ -84,13 +89,23 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
     app.callback(help=OVERVIEW)(_common_options)
     called = next((word for word in argv if not word.startswith("-")), "")
     for verb in (*VERBS, *(entry.load() for entry in entry_points(group=PLUGINS))):
-        if verb.name == called:
+        if verb.name == called and verb.parts:
+            group = typer.Typer(no_args_is_help=True, help=verb.help)
+            group.callback()(_group)
+            for part in verb.parts:
+                group.command(part, no_args_is_help=True)(_guard(verb, "--debug" in argv, part))
+            app.add_typer(group, name=verb.name)
+        elif verb.name == called:
             app.command(verb.name, short_help=verb.help, no_args_is_help=True)(
                 _guard(verb, "--debug" in argv)
             )
         else:
             app.command(verb.name, help=verb.help)(_not_called)
     return app
+
+
+def _group() -> None:
+    """A verb that is a group has nothing to do before its part."""
 
 
 def _not_called() -> None:
@@ -114,9 +129,9 @@ def _common_options(
     """Options of the command itself; ``build_app`` and the callback have acted on them already."""
 
 
-def _guard(verb: Verb, debug: bool) -> Callable[..., None]:
+def _guard(verb: Verb, debug: bool, part: str = "") -> Callable[..., None]:
     """The verb's function with every way it can end turned into one line and an exit code."""
-    function = verb.load()
+    function = verb.load(part)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:

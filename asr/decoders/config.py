@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lm.config import Config
+from lm.rotary import check_heads
 
 
 class TransformerDecoderConfig(Config):
@@ -27,6 +28,11 @@ class TransformerDecoderConfig(Config):
     relaxed_attention: float = Field(0.0, ge=0, lt=1)
     """Share γ of the attention to the encoder that is spread evenly over its frames, in training only (arXiv
     2107.01275)."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> TransformerDecoderConfig:
+        check_heads(self.width, self.heads)
+        return self
 
 
 class LSTMDecoderConfig(Config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from asr.encoders.masks import valid_frames
 from lm.config import Config
 from lm.errors import ConfigError
+from lm.recurrent import run_lstm
 
 
 class BLSTMConfig(Config):
@@ -103,7 +104,7 @@ class BLSTM(nn.Module):
         x = features
         for place, layer in enumerate(self._used):
             packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            hidden, _ = self.blocks[layer](packed)
+            hidden, _ = run_lstm(cast("nn.LSTM", self.blocks[layer]), packed)
             x, _ = pad_packed_sequence(hidden, batch_first=True, total_length=x.shape[1])
             # The top layer of a stage stands above all reductions that the stage has left.
             pools = self._pools[place:] if place == len(self._used) - 1 else self._pools[place : place + 1]

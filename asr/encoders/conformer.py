@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from asr.encoders.masks import attention_mask, random_context, valid_frames
 from lm.config import Config
 from lm.errors import ConfigError
-from lm.rotary import rotary_table, rotate
+from lm.rotary import check_heads, rotary_table, rotate
 
 
 class ConformerConfig(Config):
@@ -61,6 +61,8 @@ class ConformerConfig(Config):
             raise ValueError("left_chunks only together with a chunk of 1 or more frames")
         if not self.attention and (self.dynamic_chunk or self.left_chunks >= 0):
             raise ValueError("dynamic_chunk and left_chunks only with attention: they limit what it sees")
+        if self.attention:
+            check_heads(self.width, self.heads)
         return self
 
     @property

@@ -8,12 +8,9 @@ as one that was not.
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -26,8 +23,10 @@ from asr.encoders.stages import stage_of_epoch
 from asr.training.average import average_epochs
 from asr.training.checkpoint import CheckpointStore, Progress, save_tensors
 from asr.training.config import TrainingConfig
+from asr.training.optimizer import adamw
 from asr.training.processes import Processes, add_up
 from asr.training.schedule import learning_rate
+from asr.training.signals import on_signals
 from lm.errors import DataError, Interrupted
 
 MAX_BAD_UPDATES = 20
@@ -89,7 +88,7 @@ class Trainer:
         self.folder = folder
         self.device = torch.device(device)
         self.on_step = on_step
-        self.optimizer = _optimizer(model, config)
+        self.optimizer = adamw(model, config.peak_lr, config.weight_decay)
         self._narrow = takes_bf16(config.precision, self.device)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
         self.processes = Processes()
@@ -102,7 +101,7 @@ class Trainer:
         """Train to the end and return the averaged weights; continues where an earlier run was stopped."""
         progress = self.store.restore(self.model, self.optimizer) or Progress()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._signals():
+        with on_signals(self._ask_to_stop):
             for epoch in range(progress.epoch, self.config.epochs):
                 first = progress.batch if epoch == progress.epoch else 0
                 progress = self._epoch(epoch, first, progress.step)
@@ -256,23 +255,8 @@ class Trainer:
                 writer.add_scalar(f"{name}/{split}", value, step)
         writer.close()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM let the current update finish, then save and stop."""
-
-        def stop(signum: int, frame: FrameType | None) -> None:
-            self._stop = True
-
-        try:
-            before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever runs this one handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self) -> None:
+        self._stop = True
 
 
 def takes_bf16(precision: str, device: torch.device) -> bool:
@@ -282,13 +266,3 @@ def takes_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.98), fused=True)

@@ -121,3 +121,14 @@ def test_every_family_takes_it(family: str) -> None:
     assert built.stacking == 4
     emitter = built.emitter(torch.randn(2, 30, 80), torch.tensor([30, 11]), 1.0, 8)
     assert emitter.lengths.tolist() == [8, 3]
+
+
+def test_autocast_does_not_need_a_processor_with_bfloat16() -> None:
+    torch.manual_seed(0)
+    encoder = BLSTM(BLSTMConfig(features=6, layers=2, width=5, reductions=(2,), dropout=0)).eval()
+    features, lengths = torch.randn(2, 9, 6), torch.tensor([9, 5])
+    with torch.no_grad():
+        plain, _ = encoder(features, lengths)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast, _ = encoder(features, lengths)
+    assert torch.equal(plain, cast)

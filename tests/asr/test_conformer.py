@@ -191,3 +191,8 @@ def test_a_padded_frame_behind_random_chunks_gives_no_nan() -> None:
 def test_contexts_that_make_no_sense_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build_config(ConformerConfig, values, "model")
+
+
+def test_a_width_that_cannot_be_rotated_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a width that 4 heads divide into even parts, like 80"):
+        build_config(ConformerConfig, {"width": 84, "heads": 4}, "here")

@@ -15,6 +15,8 @@ from asr.decoders.memory import positions, relaxed
 from asr.decoders.transformer import TransformerDecoder
 from asr.encoders.masks import valid_frames
 from asr.losses.attention import attention_loss
+from lm.config import build_config
+from lm.errors import ConfigError
 
 VOCAB, WIDTH = 5, 12
 LENGTHS = torch.tensor([9, 6, 1])
@@ -168,3 +170,8 @@ def test_attention_loss_is_cross_entropy_with_the_end(smoothing: float) -> None:
             logits[row, : len(target)], torch.tensor(target), reduction="sum", label_smoothing=smoothing
         )
         torch.testing.assert_close(found[row], expected)
+
+
+def test_a_width_that_cannot_be_rotated_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a width that 4 heads divide into even parts, like 80"):
+        build_config(TransformerDecoderConfig, {"width": 84, "heads": 4}, "here")

@@ -14,7 +14,10 @@ from asr.decoding_config import DecodingConfig
 from lm.config import build_config, merge
 from lm.errors import ConfigError
 from recipes.asr import asr_recipe
+from recipes.comparison import Comparison, ComparisonConfig
 from recipes.config import RecipeConfig
+from recipes.lm import lm_recipe
+from recipes.lm_config import LMRecipeConfig
 
 WORDS = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "ZERO")
 VALUES: dict[str, Any] = {
@@ -181,8 +184,15 @@ EGS = Path(__file__).parents[2] / "egs"
 def test_every_configuration_makes_a_recipe(path: Path, tmp_path: Path) -> None:
     from lm.config import read_yaml
 
-    config = build_config(RecipeConfig, read_yaml(path), str(path))
-    assert asr_recipe(config, tmp_path / "work", tmp_path).stages[-1].name == "score"
+    values = read_yaml(path)
+    if "experiments" in values:
+        config = build_config(ComparisonConfig, values, str(path))
+        Comparison(config, tmp_path / "work", tmp_path / "results", tmp_path)
+    elif values.get("recipe") == "lm":
+        lm_recipe(build_config(LMRecipeConfig, values, str(path)), tmp_path / "work", tmp_path)
+    else:
+        recipe = asr_recipe(build_config(RecipeConfig, values, str(path)), tmp_path / "work", tmp_path)
+        assert recipe.stages[-1].name == "score"
 
 
 def test_two_processes_of_torchrun_run_a_recipe(source: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from asr.families.transducer.config import PredictorConfig
 from lm.language_model import Rows
+from lm.recurrent import run_lstm
 
 
 class Histories(Protocol):
@@ -116,7 +117,7 @@ class LSTMPredictor(nn.Module):
         self, tokens: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """``W_p g`` ``(B, U, J)`` after each of ``tokens`` ``(B, U)``, and the LSTM's state behind the last."""
-        hidden, after = self.lstm(self.dropout(self.embedding(tokens)), state)
+        hidden, after = run_lstm(self.lstm, self.dropout(self.embedding(tokens)), state)
         result: Tensor = self.project(hidden)
         return result, after
 

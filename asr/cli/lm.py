@@ -1,0 +1,91 @@
+"""``asr lm score``: perplexity of a language model on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr.cli.console import put
+
+if TYPE_CHECKING:
+    from asr.scoring.perplexity import SentenceScores
+    from lm.tokenizer import Tokenizer
+    from lm.vocabulary import WordVocabulary
+
+
+def score(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help=".safetensors, .arpa or KenLM.", show_default=False)
+    ],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A sentence a line; .gz and .xz too.", show_default=False),
+    ],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Tokenizer, or the folder it is in; that beside the model if not given."),
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="The ARPA or KenLM file is over words.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Each line begins with an utterance id.")] = False,
+) -> None:
+    """Perplexity a word and a token, with 95 % intervals of a bootstrap over sentences.
+
+    Says whether ends of sentences are counted, and how many words the model does not know.
+
+    Examples:
+
+    \b
+      asr lm score exp/books_text-lstm/lstm.safetensors dev.txt.xz
+      asr lm score words.arpa dev.txt.xz --words
+    """
+    from asr.scoring.perplexity import perplexity, score_words
+    from lm.word_ngram import load_word_lm
+
+    if words:
+        found = {"as spoken, ends of sentences counted": score_words(load_word_lm(model), _lines(text, ids))}
+    else:
+        found = _score_tokens(model, text, _units(model, tokenizer), ids)
+    for how, scores in found.items():
+        put(f"{how}\n{perplexity(scores).to_text()}")
+
+
+def _score_tokens(
+    model: Path, text: Path, units: Tokenizer | WordVocabulary, ids: bool
+) -> dict[str, SentenceScores]:
+    from tempfile import TemporaryDirectory
+
+    from asr.data.token_text import TokenText, describe_text, encode_text
+    from asr.scoring.perplexity import score_file
+
+    with TemporaryDirectory() as scratch:
+        summary = encode_text(_lines(text, ids), units, Path(scratch) / "text")
+        put(f"{text.name}: {describe_text(summary, units)}")
+        return score_file(model, TokenText(Path(scratch) / "text"), units)
+
+
+def _units(model: Path, given: Path | None) -> Tokenizer | WordVocabulary:
+    """Those given, those in the model's file, or those beside it."""
+    from lm.errors import ConfigError
+    from lm.model_files import vocabulary_of
+    from lm.vocabulary import TOKENIZER, WORDS, load_units
+
+    if given is not None:
+        return load_units(given)
+    if model.suffix == ".safetensors" and (own := vocabulary_of(model)) is not None:
+        return own
+    places = [f / name for f in (model.parent, model.parent.parent) for name in (TOKENIZER, WORDS)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{model} without a {TOKENIZER} beside it", "--tokenizer FILE", "or --words for one over words"
+        )
+    return load_units(found)
+
+
+def _lines(path: Path, ids: bool) -> Iterator[str]:
+    from lm.text_files import read_lines
+
+    return (line.partition(" ")[2] if ids else line for line in read_lines(path))

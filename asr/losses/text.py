@@ -1,0 +1,57 @@
+"""Log probabilities of sentences under a neural language model, for training and perplexity alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from asr.data.text_batches import TextBatch
+from lm.language_model import LanguageModel
+
+
+def end_token(model: LanguageModel) -> int | None:
+    """The column V + C of a model that knows the end of a sentence; None for one that does not."""
+    return model.vocab_size if getattr(model, "end", False) else None
+
+
+def token_logp(model: LanguageModel, batch: TextBatch, spoken: bool, ends: bool) -> tuple[Tensor, Tensor]:
+    """Log probability of each token and of the ends of sentences.
+
+    Args:
+        model: the language model; if the batch has contexts, one that takes them.
+        batch: sentences ``(B, U)``.
+        spoken: the text has no tags, and none is possible: normalise over the surface tokens (and the end) alone.
+        ends: count the ends; the model must know them. Otherwise no end is possible.
+
+    Returns:
+        ``(B, U + 1)`` log probabilities, 0 behind the end, and the targets, -1 there.
+    """
+    width = batch.tokens.shape[1]
+    end = end_token(model)
+    logits = model(batch.tokens) if batch.context is None else model(batch.tokens, batch.context)
+    if spoken and model.num_classes:
+        logits = _impossible(logits, model.num_tokens, model.vocab_size)
+    if end is not None and not ends:
+        logits = logits[..., :end]
+    places = torch.arange(width + 1, device=batch.tokens.device)
+    targets = torch.nn.functional.pad(batch.tokens, (0, 1)).masked_fill(places >= batch.lengths[:, None], -1)
+    if ends:
+        assert end is not None
+        targets = torch.where(places == batch.lengths[:, None], end, targets)
+    loss = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
+    )
+    return -loss.view_as(targets), targets
+
+
+def text_loss(model: LanguageModel, batch: TextBatch) -> tuple[Tensor, int]:
+    """Cross-entropy of a batch in nats a token, and its tokens; ends count if the model knows them."""
+    logp, targets = token_logp(model, batch, spoken=False, ends=end_token(model) is not None)
+    count = int((targets >= 0).sum())
+    return -logp.sum() / max(1, count), count
+
+
+def _impossible(logits: Tensor, first: int, last: int) -> Tensor:
+    """Scores in which the columns from ``first`` to ``last`` cannot be."""
+    column = torch.arange(logits.shape[-1], device=logits.device)
+    return logits.masked_fill((column >= first) & (column < last), -torch.inf)
