@@ -125,7 +125,9 @@ def test_every_family_takes_it(family: str) -> None:
 
 def test_autocast_does_not_need_a_processor_with_bfloat16() -> None:
     torch.manual_seed(0)
-    encoder = BLSTM(BLSTMConfig(features=6, layers=2, width=5, reductions=(2,), dropout=0)).eval()
+    encoder = BLSTM(
+        BLSTMConfig(kind="blstm", features=6, layers=2, width=5, reductions=(2,), dropout=0)
+    ).eval()
     features, lengths = torch.randn(2, 9, 6), torch.tensor([9, 5])
     with torch.no_grad():
         plain, _ = encoder(features, lengths)

@@ -111,7 +111,7 @@ def test_score_text_is_a_distribution_over_tokens_and_tags() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "positions"), [(84, 4, "rotary"), (10, 4, "none"), (84, 4, "sinusoidal")]
+    ("width", "heads", "positions"), [(84, 4, "rotary"), (9, 4, "none"), (9, 1, "sinusoidal")]
 )
 def test_widths_that_heads_do_not_divide_are_refused(width: int, heads: int, positions: str) -> None:
     values = {"width": width, "heads": heads, "positions": positions}
