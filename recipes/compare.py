@@ -66,7 +66,7 @@ def compare(
     names = [part for part in only.split(",") if part]
     for part in names:
         if part not in chosen.experiments:
-            raise ConfigError(f"--only {part}", f"of {', '.join(chosen.experiments)}", "correct it")
+            raise ConfigError(f"--only {part}", f"one of {', '.join(chosen.experiments)}", "correct it")
     place = workdir or Path("exp") / f"{name}-{config.stem}"
     kept = results or config.parent.parent / "results" / config.stem
     made = comparison.Comparison(chosen, place, kept, corpus or usual_place(name))

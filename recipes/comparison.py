@@ -65,7 +65,11 @@ class Comparison:
         self._results = results
         self._source = source
         for name in config.experiments:
-            asr_recipe(self._recipe(name, config.seeds[0]), self._layout(name, 0).workdir, source)
+            recipe = self._recipe(name, config.seeds[0])
+            try:
+                asr_recipe(recipe, self._layout(name, 0).workdir, source)
+            except ConfigError as error:
+                raise ConfigError(f"experiment {name!r}: {error.given}", error.expected, error.fix) from None
 
     def run(self, only: Sequence[str] = (), dry_run: bool = False) -> None:
         """Do the runs that are missing, seed by seed."""
@@ -88,6 +92,10 @@ class Comparison:
             return None
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found if found.get("settings") == self._values(name, seed) else None
+
+    def systems(self, name: str) -> list[str]:
+        """Names of an experiment's systems, in their order."""
+        return [system.name for system in self._recipe(name, self.config.seeds[0]).systems]
 
     def _values(self, name: str, seed: int) -> dict[str, Any]:
         values = merge(self.config.base, self.config.experiments[name])
@@ -186,7 +194,7 @@ def table(comparison: Comparison) -> str:
     for name in comparison.config.experiments:
         runs = [comparison.found(name, seed) for seed in comparison.config.seeds]
         done = [run for run in runs if run is not None]
-        for system in done[0]["systems"] if done else ():
+        for system in comparison.systems(name) if done else ():
             lines.append(" | ".join(("", *_row(system, done), "")).strip())
     return "\n".join(lines)
 
