@@ -12,6 +12,7 @@ from torch import Tensor
 from decoding.beam import Beam
 from decoding.class_status import ClassGrammar
 from decoding.pruning import Pruning
+from decoding.trace import BLANK
 from lm.language_model import Rows
 
 
@@ -33,20 +34,21 @@ class Frames(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a step did: ``skipped``, ``stopped`` ``(B,)``, the new ``beam``, and the rest as in ``trace.Step``."""
+    """What a step did.
+
+    Attributes:
+        skipped: ``(B,)`` frames passed.
+        stopped: ``(B,)`` whether a frame was worked on then.
+        beam: the hypotheses now.
+        said: utterances and places of those that took a token.
+        noted: the fields of ``trace.Step`` but the first.
+    """
 
     skipped: Tensor
     stopped: Tensor
     beam: Beam
-    parent: Tensor
-    token: Tensor
-    node: Tensor
-    entered: Tensor
-    ended: Tensor
-    gain: Tensor
-    lm_gain: Tensor
-    extra: Tensor
-    waited: Tensor
+    said: tuple[Tensor, ...]
+    noted: tuple[Tensor, ...]
 
 
 class FastStep:
@@ -104,7 +106,7 @@ class FastStep:
         if heard.extra is not None:
             extra = _array(heard.extra.float())
         frames = kernel.Heard(
-            _array(heard.inside.sum(-1)),
+            _array(heard.inside),
             _array(heard.frames),
             _array(heard.tokens),
             _array(heard.blank.float()),
@@ -127,21 +129,16 @@ class FastStep:
         self._step(self._settings, lists, frames, _array(beam.score), _array(beam.state), found)
         size = max(1, int(live.max()))  # what the threshold left is often much less
         score = torch.from_numpy(floats[0, :, :size]).contiguous()
-        (parent, token, node), (entered, ended) = (torch.from_numpy(x[..., :size]) for x in (longs, bools))
-        gain, lm_gain, waited = torch.from_numpy(floats[1:, :, :size])
+        said = ((longs[1, :, :size] != BLANK) & (floats[0, :, :size] > -np.inf)).nonzero()
+        whole = (x[..., :size] for x in (longs, bools, floats[1:]))
+        (parent, token, node), (entered, ended), (gain, lm_gain, waited) = map(torch.from_numpy, whole)
+        extras = torch.from_numpy(parts[:, :size])
         return Taken(
             torch.from_numpy(skipped),
             torch.from_numpy(stopped),
             Beam(score, torch.from_numpy(state[:, :size]).contiguous()),
-            parent,
-            token,
-            node,
-            entered,
-            ended,
-            gain,
-            lm_gain,
-            torch.from_numpy(parts[:, :size]),
-            waited,
+            tuple(map(torch.from_numpy, said)),
+            (parent, token, node, entered, ended, gain, lm_gain, extras, waited),
         )
 
 

@@ -36,7 +36,7 @@ from decoding.entity_graph import EntityGraph
 from decoding.fast_step import FastStep, Frames, Taken
 from decoding.lattice import Lattice
 from decoding.lattice_reading import read_lattices
-from decoding.lookahead import lookahead, next_loud
+from decoding.lookahead import Lookahead
 from decoding.pruning import Pruning
 from decoding.scorer import Scorer
 from decoding.trace import BLANK, Progress, RawHypothesis, Standing, Step, Trace
@@ -118,8 +118,6 @@ class BeamSearch:
             emitter.lengths.device,
             config.recombine == "max",
         )
-        self._ahead = emitter.lookahead
-        self._next_loud = next_loud(emitter)
         self._trace = Trace(maximum=config.recombine == "max")
         utterances = len(emitter.lengths)
         self._row = torch.arange(utterances, device=emitter.lengths.device)
@@ -127,6 +125,7 @@ class BeamSearch:
         self._at = torch.zeros_like(self._row)  # frame of each utterance, of those
         self._symbols = torch.zeros_like(self._row)  # label steps taken in it
         self._fast = self._fast_step(reference)
+        self._lookahead = Lookahead(emitter, compiled=self._fast is not None)
         self._beam = self._first(utterances)
         self._standing: list[Standing] | None = [] if lattices else None
         self._ended: tuple[Tensor, Tensor] | None = None
@@ -152,7 +151,7 @@ class BeamSearch:
         self._heard = self._heard + self._at
         self._at = torch.zeros_like(self._at)
         self._emitter.hear(encoded, lengths)
-        self._next_loud = next_loud(self._emitter)
+        self._lookahead.hear()
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
         self.advance()
@@ -191,7 +190,7 @@ class BeamSearch:
         """Take steps until every utterance has passed the frames that the emitter has."""
         lengths = self._emitter.lengths
         while bool((self._at < lengths).any()):
-            self._step(lengths)
+            self._step()
             if self._standing is not None:
                 self._standing.append(Standing(future_key(self._beam.state), self._beam.score.clone()))
 
@@ -213,10 +212,10 @@ class BeamSearch:
             columns[HISTORY], columns[NODE] = self._grammar.start(utterances)
         return Beam(torch.zeros(utterances, 1, device=state.device), torch.stack(columns, dim=-1)[:, None])
 
-    def _step(self, lengths: Tensor) -> None:
+    def _step(self) -> None:
         """Pass quiet frames, and extend every hypothesis at the first frame of its utterance that is not quiet."""
         beam = self._beam
-        heard = self._hear(lengths)
+        heard = self._hear()
         if self._fast is not None:
             self._take(self._fast.take(beam, heard))
             return
@@ -229,7 +228,7 @@ class BeamSearch:
             beam.state[..., DONE].masked_fill_(moved[:, None], 0)
             model = beam.state[..., MODEL]
             beam.state[..., MODEL] = torch.where(moved[:, None], self._emitter.close(model), model)
-        self._ahead = lookahead(skipped, self._emitter.lookahead)
+        self._lookahead.passed(skipped)
         # Blanks alone make hypotheses equal only where they close what may be repeated.
         if self._emitter.repeats or bool(stopped.any()):
             self._extend(beam, view, skipped.clamp_max(view.heard.frames.shape[1] - 1), stopped, waited)
@@ -239,26 +238,19 @@ class BeamSearch:
     def _take(self, taken: Taken) -> None:
         """Go on from a step taken in compiled code."""
         frame = self._at = self._at + taken.skipped
-        self._ahead = lookahead(taken.skipped, self._emitter.lookahead)
-        self._trace.steps.append(Step(self._heard + frame, *taken[3:]))
-        self._advance(taken.beam, taken.token, taken.node, taken.ended)
+        self._lookahead.passed(taken.skipped)
+        self._trace.steps.append(Step(self._heard + frame, *taken.noted))
+        _, token, node, _, ended, *_ = taken.noted
+        self._advance(taken.beam, token, node, ended, taken.said)
         self._at = frame + taken.stopped
         self._beam = taken.beam
 
-    def _hear(self, lengths: Tensor) -> Frames:
+    def _hear(self) -> Frames:
         """Scores of the next frames of every utterance."""
         emitter, model = self._emitter, self._beam.state[..., MODEL]
         # Unused places look like the first: whatever they hold need not be scored.
         model = torch.where(self._beam.score.isneginf(), model[:, :1], model)
-        last = (lengths - 1).clamp_min(0)
-        if self._next_loud is not None:
-            at = torch.minimum(self._at, last)
-            loud = torch.minimum(self._next_loud[self._row, at], at + emitter.lookahead - 1)
-            self._ahead = int((loud - at).amax()) + 1
-            last = torch.minimum(last, loud)
-        frames = self._at[:, None] + torch.arange(self._ahead, device=lengths.device)
-        inside = frames < torch.minimum(lengths, last + 1)[:, None]
-        frames = torch.minimum(frames, last[:, None])
+        frames, inside = self._lookahead.frames(self._at)
         tokens = emitter.tokens[self._row[:, None], frames]
         scores = emitter.score(frames, model)
         label, extra, lm = scores.label, None, None
@@ -299,7 +291,7 @@ class BeamSearch:
         stops = ((after - blank + best).amax(1) >= floor) & view.heard.inside
         stopped = stops.any(-1)
         skipped = torch.where(stopped, stops.int().argmax(-1), view.heard.inside.sum(-1))
-        passed = torch.arange(self._ahead, device=skipped.device) < skipped[:, None]
+        passed = torch.arange(blank.shape[-1], device=skipped.device) < skipped[:, None]
         fell = ((after < floor[:, None]) & passed[:, None]).any(-1)
         waited = torch.nn.functional.pad(blank, (1, 0)).cumsum(-1)
         waited = waited.gather(-1, skipped[:, None, None].expand(-1, waited.shape[1], 1)).squeeze(-1)
@@ -345,7 +337,8 @@ class BeamSearch:
         entered = (node >= 0) & (beam.state[..., NODE].gather(1, parent) < 0)
         frame, waited = self._heard + self._at, waited.gather(1, parent)
         self._trace.steps.append(Step(frame, parent, token, node, entered, ended, *gains, chosen, waited))
-        self._advance(new, token, node, ended)
+        rows = ((token != BLANK) & ~new.score.isneginf()).nonzero(as_tuple=True)
+        self._advance(new, token, node, ended, rows)
         self._move_on(new, last, stopped)
         self._beam = new
 
@@ -439,9 +432,10 @@ class BeamSearch:
         taken = extra[self._row[:, None], parent, place.clamp_max(extra.shape[2] - 1)]
         return taken.masked_fill((token == BLANK).unsqueeze(-1), 0.0)
 
-    def _advance(self, new: Beam, token: Tensor, node: Tensor, ended: Tensor) -> None:
-        """Advance model, history and scorers of the hypotheses that took a token."""
-        rows = ((token != BLANK) & ~new.score.isneginf()).nonzero(as_tuple=True)
+    def _advance(
+        self, new: Beam, token: Tensor, node: Tensor, ended: Tensor, rows: tuple[Tensor, ...]
+    ) -> None:
+        """Advance model, history and scorers of the hypotheses that took a token: those in ``rows``."""
         if not len(rows[0]):
             return
         labels, state = token[rows], new.state[rows]

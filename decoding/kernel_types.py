@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 class Heard(NamedTuple):
     """What the emitter and the scorers say of the next frames; shapes as in ``frame_sync._View``."""
 
-    inside: Longs  # (B,) how many of the F frames the utterance has
+    inside: Bools  # (B, F) whether the utterance has the frame; the first of them
     frames: Longs  # (B, F)
     tokens: Longs  # (B, F, k)
     blank: Floats  # (B, K, F)

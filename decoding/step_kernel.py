@@ -49,7 +49,7 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
         fell[:] = False
         floor: Real = np.float32(-np.inf)
         stopped, at = False, 0
-        while at < min(frames, heard.inside[b]):
+        while at < frames and heard.inside[b, at]:
             after = before + heard.blank[b, :, at]
             floor = _measure(after, state[b]) - settings.threshold
             if _repeats(heard, b, at, floor, before) or _stops(

@@ -195,15 +195,18 @@ class Trace:
         """Frame and fields along the paths to ``places`` ``(B, J)`` of the last step: ``(steps, B, J, ...)``."""
         if not steps:
             return {}
-        index = places
-        rows: dict[str, list[Tensor]] = {name: [] for name in names}
-        for step in reversed(steps):
-            for name, found in rows.items():
-                value: Tensor = getattr(step, name)
-                wide = index if value.dim() == 2 else index.unsqueeze(-1).expand(-1, -1, value.shape[-1])
-                found.append(value.gather(1, wide))
-            index = step.parent.gather(1, index)
-        columns = {name: torch.stack(found[::-1]).cpu().double().numpy() for name, found in rows.items()}
+        utterances, indices = torch.arange(len(places), device=places.device)[:, None], [places]
+        for step in reversed(steps[1:]):
+            indices.append(step.parent[utterances, indices[-1]])
+        # All steps side by side: a field is then gathered at once.
+        flat, before = [], 0
+        for step, index in zip(steps, reversed(indices), strict=True):
+            flat.append(utterances * step.parent.shape[1] + index + before)
+            before += step.parent.numel()
+        rows, columns = torch.stack(flat), {}
+        for name in names:
+            values = torch.cat([getattr(step, name).flatten(0, 1) for step in steps])
+            columns[name] = values[rows].cpu().double().numpy()
         frames = torch.stack([step.frame for step in steps]).unsqueeze(-1)  # the same for a whole beam
         return columns | {"frame": frames.expand(-1, -1, places.shape[1]).cpu().double().numpy()}
 

@@ -255,8 +255,18 @@ def test_a_stateless_number_holds_the_last_tokens(vocab: int, context: int, data
     state = histories.start(1)
     for token in tokens:
         state = histories.advance(state, torch.tensor([token]))
-    histories.rows(state)
-    assert seen[0].tolist() == [([vocab] * context + tokens)[-context:]]
+    histories.rows(state[None])
+    assert seen[0].tolist() == [[([vocab] * context + tokens)[-context:]]]
+
+
+@pytest.mark.parametrize("width", [None, 6])
+@pytest.mark.parametrize("context", [1, 2, 3])
+@torch.no_grad()
+def test_compiled_look_up_is_that_in_tensors(width: int | None, context: int) -> None:
+    torch.manual_seed(context)
+    histories = StatelessPredictor(PredictorConfig(context=context, width=width), 5, 9).eval().histories()
+    state = torch.randint(6**context, (40,))
+    assert torch.allclose(histories.rows(state), histories.rows(state[None])[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", PREDICTORS)

@@ -90,9 +90,9 @@ class TransducerEmitter:
         pairs, place = np.empty((state.numel() * shape[-1], 2), np.int64), np.empty(shape, np.int64)
         sizes = kernel.distinct(state.numpy(), frames.numpy(), history, first, pairs, place)
         rows = self._histories.rows(torch.from_numpy(history[: sizes[0]]))
-        which, at = torch.from_numpy(pairs[: sizes[1]]).unbind(-1)
-        heard = self._frame[torch.from_numpy(first)[which], at]
-        logits = self._logits(heard.add_(rows[which]))
+        joined = torch.empty((sizes[1], rows.shape[-1]))
+        kernel.join(rows.numpy(), pairs, first, self._frame.numpy(), joined.numpy())
+        logits = F.linear(joined.tanh_(), self._weight, self._bias)
         total = logits.logsumexp(-1)
         if self._all:
             logits = (logits - total[:, None])[torch.from_numpy(place)]

@@ -1,4 +1,4 @@
-"""Which (history, frame) pairs of a transducer search differ, and their scores spread out again; compiled."""
+"""The transducer's part of a search step that is not a matrix product, compiled for a CPU."""
 
 from __future__ import annotations
 
@@ -46,6 +46,40 @@ def distinct(
                 place[b, k, f] = count - 1
             histories += 1
     return histories, count
+
+
+@njit(cache=True)
+def join(rows: Floats, pairs: Longs, first: Longs, frame: Floats, joined: Floats) -> None:
+    """What enters the joint network: ``W_e h + W_p g`` ``(pairs, J)``, written to ``joined``.
+
+    Args:
+        rows: ``(histories, J)`` W_p g.
+        pairs: ``(pairs, 2)`` of ``distinct``.
+        first: ``(histories,)`` utterance of each history.
+        frame: ``(B, T, J)`` W_e h.
+    """
+    for p in range(len(joined)):
+        row = pairs[p, 0]
+        heard, said = frame[first[row], pairs[p, 1]], rows[row]
+        for j in range(joined.shape[1]):
+            joined[p, j] = heard[j] + said[j]
+
+
+@njit(cache=True)
+def look_up(state: Longs, table: Floats, rows: Floats) -> None:
+    """Sum the rows of the last tokens of each of ``state`` ``(M,)`` into ``rows`` ``(M, W)``.
+
+    The C last tokens of a history are its digits in base V + 1, each a row of its own ``table`` ``(C, V + 1, W)``.
+    """
+    places, base = table.shape[:2]
+    for m in range(len(state)):
+        rest = state[m]
+        rows[m] = 0.0
+        for c in range(places - 1, -1, -1):
+            token = rest % base
+            rest //= base
+            for j in range(rows.shape[1]):
+                rows[m, j] += table[c, token, j]
 
 
 @njit(cache=True)

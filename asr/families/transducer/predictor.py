@@ -60,7 +60,11 @@ class StatelessPredictor(nn.Module):
     def look_up(self, last: Tensor) -> Tensor:
         """``W_p g`` ``(..., J)`` after the last tokens ``(..., context)``, oldest first; V where there is none."""
         offsets = torch.arange(self.context, device=last.device) * (self.num_tokens + 1)
-        result: Tensor = self.project(self.dropout(self.embedding(last + offsets).sum(-2)))
+        return self.read(self.embedding(last + offsets).sum(-2))
+
+    def read(self, embedded: Tensor) -> Tensor:
+        """``W_p g`` ``(..., J)`` of the sum of the last tokens' embeddings."""
+        result: Tensor = self.project(self.dropout(embedded))
         return result
 
     def histories(self) -> LastTokens:
@@ -88,6 +92,14 @@ class LastTokens:
 
     def rows(self, state: Tensor) -> Tensor:
         """See ``Histories.rows``."""
+        weight = self._predictor.embedding.weight
+        if state.dim() == 1 and state.device.type == "cpu" and weight.dtype == torch.float32:
+            from asr.families.transducer import kernel
+
+            table = weight.detach().view(self._predictor.context, self._base, -1)
+            embedded = torch.empty((len(state), table.shape[-1]))
+            kernel.look_up(state.numpy(), table.numpy(), embedded.numpy())
+            return self._predictor.read(embedded)
         return self._predictor.look_up(state.unsqueeze(-1) // self._powers % self._base).float()
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
