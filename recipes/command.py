@@ -60,6 +60,8 @@ def train(
       torchrun --nproc-per-node 2 -m recipes egs/an4/conf/ctc.yaml --corpus corpora/an4 --set training.accumulate=2
     """
     values = apply_overrides(read_yaml(config), set_ or [])
+    if "experiments" in values:
+        raise ConfigError(f"{config} compares experiments", "one recipe", f"run asr compare {config}")
     kind = values.get("recipe", "asr")
     if kind not in RECIPES:
         near = difflib.get_close_matches(str(kind), RECIPES, n=1, cutoff=0.0)[0]

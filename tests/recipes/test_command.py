@@ -56,3 +56,10 @@ def test_a_call_that_cannot_be_used_gives_one_line(config: Path, monkeypatch: py
         assert code == 2
         assert says in error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_a_comparison_is_sent_to_its_verb(config: Path) -> None:
+    config.write_text(yaml.safe_dump({"base": {"corpus": "an4"}, "experiments": {"one": {}}}))
+    code, _, told = call("train", str(config))
+    assert code == 2
+    assert f"run asr compare {config}" in " ".join(told.split())
