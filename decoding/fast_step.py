@@ -130,15 +130,14 @@ class FastStep:
         size = max(1, int(live.max()))  # what the threshold left is often much less
         score = torch.from_numpy(floats[0, :, :size]).contiguous()
         said = ((longs[1, :, :size] != BLANK) & (floats[0, :, :size] > -np.inf)).nonzero()
-        whole = (x[..., :size] for x in (longs, bools, floats[1:]))
-        (parent, token, node), (entered, ended), (gain, lm_gain, waited) = map(torch.from_numpy, whole)
-        extras = torch.from_numpy(parts[:, :size])
+        # As Step has them; taking tensors apart would cost as much as the step does.
+        noted = (*longs, *bools, floats[1], floats[2], parts, floats[3])
         return Taken(
             torch.from_numpy(skipped),
             torch.from_numpy(stopped),
             Beam(score, torch.from_numpy(state[:, :size]).contiguous()),
             tuple(map(torch.from_numpy, said)),
-            (parent, token, node, entered, ended, gain, lm_gain, extras, waited),
+            tuple(torch.from_numpy(each[:, :size]) for each in noted),
         )
 
 
