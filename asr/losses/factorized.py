@@ -6,17 +6,21 @@ depends on the frame alone and a language model's log probabilities, which depen
     z[t, u, v] = a[t, v] + mu * l[u, v]      sum_v exp z[t, u, v] = sum_v exp a[t, v] * exp(mu * l[u, v])
 
 so the normalisers of all cells are one matrix product, and beside them the lattice needs no more than the
-logits of blank and of the next label.
+logits of blank and of the next label. Two outputs are made of it:
+
+    fnt     P(. | t, u) = softmax([blank; z])
+    mhat    P(blank) = sigmoid(blank), P(v) = (1 - P(blank)) softmax_V(z)     (Meng et al., arXiv 2210.17049)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from asr.losses.lattice import before
 from asr.losses.rnnt import (
@@ -28,6 +32,8 @@ from asr.losses.rnnt import (
     transducer_loss_from_logp,
 )
 from lm.errors import DataError
+
+Variant = Literal["fnt", "mhat"]
 
 # Elements worked on at a time: what stays in cache, or keeps a GPU busy.
 _BLOCK_CPU = 1 << 21
@@ -44,8 +50,9 @@ def factorized_loss(
     label_lengths: Tensor,
     lm_scale: float = 1.0,
     backend: Backend = "torch",
+    variant: Variant = "fnt",
 ) -> Tensor:
-    """Transducer loss of each utterance, in nats, with P(.|t,u) = softmax([blank; acoustic + lm_scale * lm]).
+    """Transducer loss of each utterance, in nats, whose labels score acoustic + lm_scale * lm.
 
     Works in float32 (float64 if any input is) also under autocast. Memory is that of the gradients, of a few
     (B, T, U+1) tensors and of one block of utterances. What lies beyond an utterance's lengths is never used.
@@ -60,6 +67,7 @@ def factorized_loss(
         label_lengths: (B,), labels of each utterance, 0..U.
         lm_scale: the weight mu of the language model.
         backend: how the lattice is summed, see `asr.losses.rnnt.transducer_loss_from_logp`.
+        variant: whether blank shares the labels' softmax or has a sigmoid of its own.
 
     Returns:
         (B,), float64 for float64 inputs, else float32; the gradient reaches all three score tensors.
@@ -69,16 +77,19 @@ def factorized_loss(
     """
     frames, labels, targets = _checked(blank_logit, acoustic, lm_logp, targets, frame_lengths, label_lengths)
     blank_logp, label_logp = _FactorizedLogp.apply(  # type: ignore[no-untyped-call]
-        blank_logit, acoustic, lm_logp, targets, frames, labels, float(lm_scale)
+        blank_logit, acoustic, lm_logp, targets, frames, labels, float(lm_scale), variant
     )
     return transducer_loss_from_logp(blank_logp, label_logp, frames, labels, backend)
 
 
 def dense_factorized_logits(
-    blank_logit: Tensor, acoustic: Tensor, lm_logp: Tensor, lm_scale: float = 1.0
+    blank_logit: Tensor, acoustic: Tensor, lm_logp: Tensor, lm_scale: float = 1.0, variant: Variant = "fnt"
 ) -> Tensor:
     """The logits (B, T, U+1, V+1) the loss avoids, blank last: what tests and benchmarks compare it with."""
     vocabulary = acoustic[:, :, None] + lm_scale * lm_logp[:, None]
+    if variant == "mhat":
+        vocabulary = vocabulary.log_softmax(-1) + F.logsigmoid(-blank_logit)[..., None]
+        blank_logit = F.logsigmoid(blank_logit)
     return torch.cat([vocabulary, blank_logit[..., None]], -1)
 
 
@@ -209,6 +220,7 @@ class _FactorizedLogp(torch.autograd.Function):
         frames: Tensor,
         labels: Tensor,
         lm_scale: float,
+        variant: Variant,
     ) -> tuple[Tensor, Tensor]:
         dtype, device = sum_dtype(blank_logit, acoustic, lm_logp), acoustic.device
         blank_logit = _without_padding(blank_logit.to(dtype), frames, labels)
@@ -227,14 +239,16 @@ class _FactorizedLogp(torch.autograd.Function):
         log_mass = mass.log_().add_(frame_peak).add_(label_peak)
         for cells in _parts(lost, acoustic.shape[2]):
             log_mass[cells] = _cell_logits(acoustic, lm_logp, lm_scale, cells, dtype).logsumexp(-1)
-        log_norm = torch.logaddexp(blank_logit, log_mass, out=log_mass)
+        log_norm = torch.logaddexp(blank_logit, log_mass, out=log_mass) if variant == "fnt" else log_mass
         ctx.save_for_backward(
             blank_logit, acoustic, lm_logp, targets, frames, labels, log_norm, frame_peak, label_peak, lost
         )
-        ctx.lm_scale = lm_scale
+        ctx.lm_scale, ctx.variant = lm_scale, variant
         index = targets[:, None].expand(-1, max_frames, -1)
         label_logp = acoustic.gather(2, index).to(dtype) - log_norm[:, :, :-1]
         label_logp += lm_scale * lm_logp[:, :-1].gather(2, targets[..., None]).to(dtype).mT
+        if variant == "mhat":
+            return F.logsigmoid(blank_logit), label_logp.add_(F.logsigmoid(-blank_logit[:, :, :-1]))
         return blank_logit - log_norm, label_logp
 
     @staticmethod
@@ -243,9 +257,11 @@ class _FactorizedLogp(torch.autograd.Function):
         blank_logit, acoustic, lm_logp, targets, frames, labels, log_norm, *peaks, lost = ctx.saved_tensors
         scale, device, dtype = ctx.lm_scale, acoustic.device, log_norm.dtype
         # d loss / d z[t,u,k] is spent[t,u] * P(k|t,u) and the gradient of what was picked. P of a label is a
-        # product of three: one factor of the frame, one of the label, and what depends on both.
-        spent = blank_grad.neg()
-        spent[:, :, :-1] -= label_grad
+        # product of three: one factor of the frame, one of the label, and what depends on both. Where blank has a
+        # sigmoid of its own, P is that among the labels, and blank's gradient does not go through their sum.
+        emitted = F.pad(label_grad, (0, 1)).neg_()
+        alone = ctx.variant == "mhat"
+        spent = emitted if alone else emitted - blank_grad
         both = torch.add(*peaks).sub_(log_norm).exp_().mul_(spent)
         both[lost.unbind(1)] = 0
         acoustic_grad, lm_grad = torch.empty_like(acoustic), torch.empty_like(lm_logp)
@@ -265,8 +281,9 @@ class _FactorizedLogp(torch.autograd.Function):
             share = logits.sub_(log_norm[cells][:, None]).exp_().mul_(spent[cells][:, None])
             acoustic_grad.index_put_(cells[:2], share.to(acoustic_grad.dtype), accumulate=True)
             lm_grad.index_put_(cells[::2], share.to(lm_grad.dtype), accumulate=True)
-        blank_grad = (blank_logit - log_norm).exp_().mul_(spent).add_(blank_grad)
-        return blank_grad, acoustic_grad, lm_grad.mul_(scale), None, None, None, None
+        blank_p = blank_logit.sigmoid() if alone else (blank_logit - log_norm).exp_()
+        blank_grad = blank_p.mul_(emitted - blank_grad).add_(blank_grad)
+        return blank_grad, acoustic_grad, lm_grad.mul_(scale), *[None] * 5
 
 
 class _BlankJoint(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.losses import factorized
-from asr.losses.factorized import blank_joint, dense_factorized_logits, factorized_loss
+from asr.losses.factorized import Variant, blank_joint, dense_factorized_logits, factorized_loss
 from asr.losses.rnnt import rnnt_loss
 from lm.errors import DataError
 
+VARIANTS: tuple[Variant, ...] = ("fnt", "mhat")
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -33,8 +35,16 @@ def random_batch(
     return (*scores, targets, torch.tensor(frames), torch.tensor(labels))  # type: ignore[return-value]
 
 
-def dense_loss(blank: Tensor, acoustic: Tensor, lm: Tensor, *rest: Tensor, lm_scale: float = 1.0) -> Tensor:
-    return rnnt_loss(dense_factorized_logits(blank, acoustic, lm, lm_scale), *rest, blank=acoustic.shape[-1])
+def dense_loss(
+    blank: Tensor,
+    acoustic: Tensor,
+    lm: Tensor,
+    *rest: Tensor,
+    lm_scale: float = 1.0,
+    variant: Variant = "fnt",
+) -> Tensor:
+    logits = dense_factorized_logits(blank, acoustic, lm, lm_scale, variant)
+    return rnnt_loss(logits, *rest, blank=acoustic.shape[-1])
 
 
 def as_double(batch: Batch) -> Batch:
@@ -67,16 +77,55 @@ def test_the_dense_logits_are_the_sum_and_blank() -> None:
     st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4),
     st.integers(1, 9),
     st.sampled_from([1.0, 0.4, 1.7, 0.0]),
+    st.sampled_from(VARIANTS),
     st.integers(0, 10**6),
 )
-def test_it_is_the_dense_loss(sizes: list[tuple[int, int]], vocabulary: int, scale: float, seed: int) -> None:
+def test_it_is_the_dense_loss(
+    sizes: list[tuple[int, int]], vocabulary: int, scale: float, variant: Variant, seed: int
+) -> None:
     batch = random_batch(seed, [t for t, _ in sizes], [u for _, u in sizes], vocabulary, torch.float64)
-    expected = dense_loss(*batch, lm_scale=scale)
-    assert_same(factorized_loss(*batch, lm_scale=scale), batch, expected, batch, 1e-9, 1e-11)
+    expected = dense_loss(*batch, lm_scale=scale, variant=variant)
+    loss = factorized_loss(*batch, lm_scale=scale, variant=variant)
+    assert_same(loss, batch, expected, batch, 1e-9, 1e-11)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 3), st.sampled_from(VARIANTS), st.integers(0, 10**6))
+def test_it_is_the_sum_over_all_paths(frames: int, labels: int, variant: Variant, seed: int) -> None:
+    """Every order of T blanks and U labels with a blank at the end, from the equations cell by cell."""
+    batch = random_batch(seed, [frames], [labels], 3, torch.float64)
+    blank, acoustic, lm, targets = (x.detach()[0] for x in batch[:4])
+    total = 0.0
+    for spoken in itertools.combinations(range(frames + labels - 1), labels):
+        t, u, p = 0, 0, 1.0
+        for step in range(frames + labels):
+            label_mass = (acoustic[t] + lm[u]).exp()
+            own = blank[t, u].exp()
+            waits = float(own / (own + (label_mass.sum() if variant == "fnt" else 1.0)))
+            if step in spoken:
+                p *= (1 - waits) * float(label_mass[targets[u]] / label_mass.sum())
+                u += 1
+            else:
+                p *= waits
+                t += 1
+        total += p
+    assert float(factorized_loss(*batch, variant=variant).detach()) == pytest.approx(
+        -math.log(total), rel=1e-9
+    )
+
+
+def test_mhat_hears_no_constant_of_the_language_model() -> None:
+    """What is the same for all labels decides in FNT whether to speak, and nothing in MHAT."""
+    batch = random_batch(3, [5, 3], [2, 3], 4, torch.float64)
+    moved: Batch = (*batch[:2], (batch[2] - 1.5).detach(), *batch[3:])  # type: ignore[assignment]
+    for variant, same in (("fnt", False), ("mhat", True)):
+        losses = [factorized_loss(*each, variant=variant) for each in (batch, moved)]  # type: ignore[arg-type]
+        assert torch.allclose(*losses) is same
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
-def test_garbage_in_the_padding_is_ignored(value: float) -> None:
+def test_garbage_in_the_padding_is_ignored(value: float, variant: Variant) -> None:
     frames, labels = [5, 2, 4], [1, 3, 0]
     clean = random_batch(4, frames, labels, 6, torch.float64)
     blank, acoustic, lm, targets = (x.detach().clone() for x in clean[:4])
@@ -85,7 +134,8 @@ def test_garbage_in_the_padding_is_ignored(value: float) -> None:
         blank[row, t:], blank[row, :, u + 1 :] = value, value
     scores = tuple(x.requires_grad_() for x in (blank, acoustic, lm))
     spoiled: Batch = (*scores, targets, *clean[4:])  # type: ignore[assignment]
-    assert_same(factorized_loss(*spoiled), spoiled, factorized_loss(*clean), clean, 1e-12, 1e-14)
+    expected = factorized_loss(*clean, variant=variant)
+    assert_same(factorized_loss(*spoiled, variant=variant), spoiled, expected, clean, 1e-12, 1e-14)
 
 
 def test_gradcheck() -> None:
@@ -108,11 +158,13 @@ def peaked_batch(gap: float) -> Batch:
     return (*(x.requires_grad_() for x in scores), *rest)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("gap", [60.0, 150.0, 170.0, 200.0, 400.0])
-def test_products_that_underflow_are_done_again_exactly(gap: float) -> None:
+def test_products_that_underflow_are_done_again_exactly(gap: float, variant: Variant) -> None:
     batch = peaked_batch(gap)
     wanted = as_double(batch)
-    assert_same(factorized_loss(*batch), batch, dense_loss(*wanted), wanted, 2e-5, 2e-5)
+    expected = dense_loss(*wanted, variant=variant)
+    assert_same(factorized_loss(*batch, variant=variant), batch, expected, wanted, 2e-5, 2e-5)
     # The cell is a trap: what the plain product keeps of its sum of exponentials.
     acoustic, lm = batch[1][0, 1].detach(), batch[2][0, 1].detach()
     product = (acoustic - acoustic.max()).exp() @ (lm - lm.max()).exp()

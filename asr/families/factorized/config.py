@@ -6,6 +6,7 @@ from pydantic import Field
 
 from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
+from asr.losses.factorized import Variant
 from lm.config import Config
 from lm.transformer import TransformerLMConfig
 
@@ -13,6 +14,9 @@ from lm.transformer import TransformerLMConfig
 class FactorizedConfig(Config):
     """Shape of a factorized transducer (FNT) whose vocabulary predictor may be class-based (C-FNT)."""
 
+    variant: Variant = "fnt"
+    """``fnt``: one softmax over labels and blank. ``mhat``: blank has a sigmoid of its own, labels share the rest by
+    a softmax over V alone, so what the language model says never decides when to speak (arXiv 2210.17049)."""
     encoder: EncoderConfig = ConformerConfig()
     """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     predictor: TransformerLMConfig = TransformerLMConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from asr.families.factorized.model import FactorizedTransducer
 from decoding.emitter import FrameScores
@@ -20,7 +21,8 @@ class FactorizedEmitter:
 
     The normaliser of ``P(· | t, u)`` is one dot product of V numbers per hypothesis (METHODS 1d):
     ``log Z = logaddexp(z^B, A_t + log Σ_v exp(a_t[v] - A_t) · exp(μ ℓ_u[v]))``, and both factors are computed
-    once, per frame and per context.
+    once, per frame and per context. MHAT's labels have a normaliser over V alone, the same product, and
+    ``log(1 - P(∅))`` on top; a class grammar replaces ``μ ℓ`` in either and leaves the normaliser as it is.
 
     Args:
         model: the model, in evaluation mode.
@@ -89,8 +91,12 @@ class FactorizedEmitter:
         blank = torch.matmul(hidden, self._output.weight[0]) + self._output.bias  # (B, K, F)
         total = self._expectations(context, frames)
         labels = total.clamp_min(torch.finfo(torch.float32).tiny).log() + self._peak[row, frames][:, None]
-        normaliser = torch.logaddexp(blank, labels)
-        return FrameScores(blank - normaliser, self.evidence[row, frames][:, None] - normaliser.unsqueeze(-1))
+        if self._model.config.variant == "mhat":
+            blank_logp, normaliser = F.logsigmoid(blank), labels - F.logsigmoid(-blank)
+        else:
+            normaliser = torch.logaddexp(blank, labels)
+            blank_logp = blank - normaliser
+        return FrameScores(blank_logp, self.evidence[row, frames][:, None] - normaliser.unsqueeze(-1))
 
     def _expectations(self, context: Tensor, frames: Tensor) -> Tensor:
         """Σ_v exp(a_t[v] - A_t) · exp(μ ℓ_u[v]), ``(B, K, F)``."""

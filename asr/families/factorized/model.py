@@ -5,6 +5,10 @@
     ℓ_u       = log softmax_V(predictor(y_<u))     what a language model expects; no blank, no end
     P(· | t, u) = softmax([z^B_{t,u} ; a_t + ℓ_u])
 
+or, as the modular hybrid autoregressive transducer MHAT (Meng et al. 2022, arXiv 2210.17049),
+
+    P(∅ | t, u) = σ(z^B_{t,u}),  P(v | t, u) = (1 - P(∅ | t, u)) softmax_V(a_t + ℓ_u)
+
 The predictor also scores class tags (C-FNT, arXiv 2309.07648): trained on transcripts with entities replaced by
 their tag, it says how likely "a contact" is next, and the search asks the list how likely each contact is.
 The transducer loss sees surface tokens only, with ℓ normalised over V: without lists this is the plain FNT.
@@ -67,7 +71,13 @@ class FactorizedTransducer(nn.Module):
             self.blank_output.bias,
         )
         transducer = factorized_loss(
-            blank, self.acoustic_logits(encoded), lm_logp, batch.labels, frames, batch.label_lengths
+            blank,
+            self.acoustic_logits(encoded),
+            lm_logp,
+            batch.labels,
+            frames,
+            batch.label_lengths,
+            variant=self.config.variant,
         )
         parts = {"transducer": transducer.sum() / labels}
         weights = {"transducer": 1.0, "ctc": config.ctc_weight, "lm": config.lm_weight}
