@@ -74,8 +74,8 @@ def _training_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout)
                 *(each.file for each in config.initial),
             ),
             (folder.weights,),
-            _params(config, "family", "model", "loss", "features", "training")
-            | (_params(config, "initial") if config.initial else {}),
+            train.params(config, "family", "model", "loss", "features", "training")
+            | (train.params(config, "initial") if config.initial else {}),
             lambda: train.train_model(config, folder),
         ),
     )
@@ -89,7 +89,7 @@ def _language_model_stages(config: RecipeConfig, folder: train.Layout) -> tuple[
         "train language models on the training text",
         (folder.tokenizer, folder.data / "lm_text.txt", folder.data / "dev" / "tagged"),
         tuple(folder.language_model(name) for name in config.language_models),
-        _params(config, "language_models") | {"seed": config.training.seed},
+        train.params(config, "language_models") | {"seed": config.training.seed},
         lambda: make_language_models(config, folder),
     )
     return (stage,)
@@ -109,7 +109,7 @@ def _result_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout) -
                 *(folder.language_model(name) for name in config.language_models),
             ),
             (folder.model, folder.tuned),
-            _params(config, "family", "model", "features", "decoding", "systems"),
+            train.params(config, "family", "model", "features", "decoding", "systems"),
             lambda: evaluate.tune_and_pack(config, folder),
         ),
         Stage(
@@ -241,7 +241,3 @@ def _check_systems(config: RecipeConfig) -> None:
                 build_config(
                     DecodingConfig, evaluate.changed(start, {name: value}), f"system {system.name!r}, tune"
                 )
-
-
-def _params(config: RecipeConfig, *names: str) -> dict[str, Any]:
-    return {name: config.model_dump(mode="json")[name] for name in names}

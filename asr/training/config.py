@@ -45,6 +45,9 @@ class TrainingConfig(Config):
     """The final model is the mean of the weights after each of the last so many epochs."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints inside an epoch; one is also written after each epoch."""
+    keep_features: bool = True
+    """Keep the features of all speeds in the work folder (58 MB for an hour and a speed), so that recordings are
+    read once; otherwise they are computed at first use and held in memory."""
     seed: int = 0
     """Seed of initial weights, batches, augmentation and dropout."""
     threads: int = Field(2, ge=1)

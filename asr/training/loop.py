@@ -178,7 +178,8 @@ class Trainer:
         torch.manual_seed(seed)
         parts = self._losses(self._batch(ids, generator, training=True).to(self.device))
         torch.autograd.backward(parts["total"] * share)
-        return {name: share * float(value.detach()) for name, value in parts.items()}
+        values = torch.stack([value.detach().float() for value in parts.values()]).tolist()  # waits once
+        return {name: share * value for name, value in zip(parts, values, strict=True)}
 
     def _skip(self, ids: Sequence[str]) -> None:
         self._bad += 1
@@ -220,8 +221,9 @@ class Trainer:
                 continue
             generator = torch.Generator().manual_seed(self.config.seed)
             batch = self._batch(ids, generator, training=False).to(self.device)
-            for name, value in self._losses(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value) / len(self.valid)
+            parts = self._losses(batch)
+            values = torch.stack([value.float() for value in parts.values()]).tolist()
+            sums = add_up((sums, {n: v / len(self.valid) for n, v in zip(parts, values, strict=True)}))
         return add_up(self.processes.gather(sums))
 
     def _save(self, progress: Progress) -> None:
