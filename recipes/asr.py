@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from asr.bundle import families
+from asr.data.distortion import find_noises
 from asr.decoding_config import DecodingConfig
 from asr.families import knows_classes, load_family
 from lm.config import build_config, merge
@@ -189,6 +190,8 @@ def _check_model(config: RecipeConfig, corpus: Corpus) -> None:
     with torch.device("meta"):
         family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
     family.loss_config(config.loss)
+    if config.training.noise and config.training.noise.probability:
+        find_noises(config.training.noise)
     _check_pretraining(config, family.model.get_submodule("encoder"))
     if config.training.text_sentences and not family.knows_classes:
         raise ConfigError(

@@ -267,5 +267,7 @@ def params(config: RecipeConfig, *names: str) -> dict[str, Any]:
     """Sections of ``config`` as JSON has them, without what changes no result."""
     chosen = {name: config.model_dump(mode="json")[name] for name in names}
     if "training" in chosen:
-        del chosen["training"]["keep_features"]
+        absent = [name for name in ("noise", "reverb") if chosen["training"][name] is None]
+        for name in ("keep_features", *absent):
+            del chosen["training"][name]
     return chosen

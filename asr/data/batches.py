@@ -180,8 +180,15 @@ class FeatureLoader:
             digest.update(json.dumps([cut_id, list(speeds), str(path), part, changed]).encode())
         return digest.hexdigest()[:32]
 
-    def load(self, cut_id: str, speed: float = 1.0) -> Tensor:
+    def load(
+        self, cut_id: str, speed: float = 1.0, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Return the features of an utterance played at ``speed``.
+
+        Args:
+            cut_id: which.
+            speed: how fast.
+            change: made to its samples (S,), played at that speed; such features are not kept.
 
         Returns:
             (T, num_bins) float16, which resolves log energies to 0.01; shared with the cache: do not change.
@@ -195,6 +202,8 @@ class FeatureLoader:
         if speed not in self.speeds:
             raise DataError(f"speed {speed}", f"one of {self.speeds}", "name it when the loader is made")
         key = (cut_id, speed)
+        if change is not None:
+            return fbank(change(change_speed(self._read(cut_id), speed)), self.config).half()
         if self._cache is not None and key in self._cache:
             return self._cache[key]
         features = fbank(change_speed(self._read(cut_id), speed), self.config).half()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from asr.augment import SpecAugmentConfig
+from asr.augment import NoiseConfig, ReverbConfig, SpecAugmentConfig
 from asr.encoders.stages import PretrainStage
 from lm.config import Config
 
@@ -37,6 +37,10 @@ class TrainingConfig(Config):
     has instructions for it (without them it is several times slower than fp32)."""
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed factors, one drawn for each utterance and epoch."""
+    noise: NoiseConfig | None = None
+    """Noise mixed into the training speech; what gets it is read and its features computed anew each time."""
+    reverb: ReverbConfig | None = None
+    """Synthetic rooms for the training speech, at the same price."""
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     """Masking of features."""
     pretrain: tuple[PretrainStage, ...] = ()

@@ -171,6 +171,8 @@ SYSTEM = {"name": "C-FNT"}
         ({"systems": [{"name": "+"}]}, "system '+'"),
         ({"corpus": "an4", "data": {}}, "no folder for corpus 'an4'; expected --corpus DIR"),
         ({"corpus": "an5"}, "corpus = 'an5'"),
+        ({"training": {"noise": {"corpus": "nowhere"}}}, "training.noise.corpus = 'nowhere'"),
+        ({"training": {"reverb": {"rt60": [0.2, 0.3]}}}, "did you mean 'rt60_s'"),
     ],
 )
 def test_settings_that_cannot_be_used_are_told_before_anything_runs(
