@@ -14,7 +14,7 @@ from torch import Tensor
 from asr.audio import SAMPLE_RATE, read_audio
 from asr.augment import NoiseConfig, ReverbConfig, add_noise, reverberate, synthetic_rir
 from asr.data.kaldi import read_table, read_wav_scp
-from lm.errors import DataError
+from lm.errors import ConfigError
 
 HELD = 512
 """Recordings of noise that are held in memory; five seconds take 0.3 MB."""
@@ -33,7 +33,7 @@ class Distortion:
         sample_rate: Hz of the samples.
 
     Raises:
-        DataError: there are no recordings of noise, or no such folds.
+        ConfigError: there are no recordings of noise, or no such folds.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ def find_noises(config: NoiseConfig) -> list[Path]:
     """Recordings of noise that may be trained on, sorted by id.
 
     Raises:
-        DataError: no list, no recordings left, or a fold that does not exist.
+        ConfigError: no list, no recordings left, or a fold that does not exist.
     """
     named = Path(os.environ.get("VOCATIVE_CORPORA", "")) / config.corpus
     root = Path(config.corpus) if Path(config.corpus).is_dir() else named
     folder = next((each for each in (root, root / "all") if (each / "wav.scp").is_file()), None)
     if folder is None:
-        raise DataError(
+        raise ConfigError(
             f"training.noise.corpus = {config.corpus!r}",
             "a folder with wav.scp or all/wav.scp, or its name in $VOCATIVE_CORPORA",
             "correct the path",
@@ -98,14 +98,14 @@ def find_noises(config: NoiseConfig) -> list[Path]:
     held_out = {str(fold) for fold in config.held_out}
     unknown = held_out - set(folds.values()) if folds else set()
     if unknown:
-        raise DataError(
+        raise ConfigError(
             f"training.noise.held_out has fold {min(unknown)!r}",
             f"folds of {folder / 'utt2fold'}: {', '.join(sorted(set(folds.values())))}",
             "correct the folds",
         )
     chosen = [path for name, path in sorted(recordings.items()) if folds.get(name) not in held_out]
     if not chosen:
-        raise DataError(
+        raise ConfigError(
             f"every recording of {folder} is held out", "some to train with", "hold fewer folds out"
         )
     return chosen

@@ -16,7 +16,7 @@ from test_training import make_trainer, same
 from asr.augment import NoiseConfig, ReverbConfig
 from asr.data.distortion import Distortion, find_noises
 from asr.training.config import TrainingConfig
-from lm.errors import DataError, Interrupted
+from lm.errors import ConfigError, Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,9 @@ def test_folds_that_are_held_out_are_not_heard(noises: Path, tmp_path: Path) -> 
     assert [path.stem for path in find_noises(noise(noises))] == ["n0", "n1", "n3", "n4"]
     assert [path.stem for path in find_noises(noise(noises, held_out=[1, 5]))] == ["n1", "n4"]
     assert len(find_noises(noise(noises, held_out=[]))) == 6
-    with pytest.raises(DataError, match="fold '7'"):
+    with pytest.raises(ConfigError, match="fold '7'"):
         find_noises(noise(noises, held_out=["7"]))
-    with pytest.raises(DataError, match="every recording"):
+    with pytest.raises(ConfigError, match="every recording"):
         find_noises(noise(noises, held_out=["1", "2", "5"]))
     (tmp_path / "wav.scp").write_text("x x.wav\n")
     assert find_noises(noise(tmp_path)) == [tmp_path / "x.wav"]
@@ -139,7 +139,7 @@ def test_folds_that_are_held_out_are_not_heard(noises: Path, tmp_path: Path) -> 
 def test_a_corpus_of_noise_is_found_by_name(noises: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOCATIVE_CORPORA", str(noises.parent))
     assert len(find_noises(noise(Path(noises.name)))) == 4
-    with pytest.raises(DataError, match=r"training\.noise\.corpus = 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"training\.noise\.corpus = 'nowhere'"):
         find_noises(noise(Path("nowhere")))
 
 
