@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from asr.audio import SAMPLE_RATE, resample
@@ -28,6 +28,41 @@ class SpecAugmentConfig(Config):
     """Stretches of time masked in each utterance."""
     time_share: float = Field(0.05, ge=0, le=1)
     """Longest stretch, as a share of the utterance; all together mask at most ``time_masks`` times this."""
+
+
+class NoiseConfig(Config):
+    """Recorded noise, mixed in; which recording, where it begins and how loud it is are drawn anew every time."""
+
+    corpus: str
+    """Folder of the recordings, or its name in $VOCATIVE_CORPORA; ``wav.scp`` is in it or in its ``all``, and
+    paths begin at the folder."""
+    held_out: tuple[str | int, ...] = ("5",)
+    """Folds (of ``utt2fold``) that are kept for tests; a list without folds is used whole."""
+    snr_db: tuple[float, float] = (5.0, 20.0)
+    """Lowest and highest ratio of speech to noise, in mean power over the utterance."""
+    probability: float = Field(0.5, ge=0, le=1)
+    """Share of the utterances that get noise."""
+
+    @model_validator(mode="after")
+    def _range(self) -> NoiseConfig:
+        if not self.snr_db[0] <= self.snr_db[1]:
+            raise ValueError("snr_db as [lowest, highest]")
+        return self
+
+
+class ReverbConfig(Config):
+    """SYNTHETIC rooms, a new one every time (`synthetic_rir`); no real room is behind them."""
+
+    rt60_s: tuple[float, float] = (0.1, 0.5)
+    """Shortest and longest time in which the sound of a room falls by 60 dB."""
+    probability: float = Field(0.3, ge=0, le=1)
+    """Share of the utterances that get a room."""
+
+    @model_validator(mode="after")
+    def _range(self) -> ReverbConfig:
+        if not 0 < self.rt60_s[0] <= self.rt60_s[1]:
+            raise ValueError("rt60_s as [shortest, longest], above 0")
+        return self
 
 
 def spec_augment(

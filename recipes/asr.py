@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from asr.bundle import families
+from asr.data.distortion import find_noises
 from asr.decoding_config import DecodingConfig
 from asr.families import knows_classes, load_family
 from lm.config import build_config, merge
@@ -74,8 +75,8 @@ def _training_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout)
                 *(each.file for each in config.initial),
             ),
             (folder.weights,),
-            _params(config, "family", "model", "loss", "features", "training")
-            | (_params(config, "initial") if config.initial else {}),
+            train.params(config, "family", "model", "loss", "features", "training")
+            | (train.params(config, "initial") if config.initial else {}),
             lambda: train.train_model(config, folder),
         ),
     )
@@ -89,7 +90,7 @@ def _language_model_stages(config: RecipeConfig, folder: train.Layout) -> tuple[
         "train language models on the training text",
         (folder.tokenizer, folder.data / "lm_text.txt", folder.data / "dev" / "tagged"),
         tuple(folder.language_model(name) for name in config.language_models),
-        _params(config, "language_models") | {"seed": config.training.seed},
+        train.params(config, "language_models") | {"seed": config.training.seed},
         lambda: make_language_models(config, folder),
     )
     return (stage,)
@@ -109,7 +110,7 @@ def _result_stages(config: RecipeConfig, corpus: Corpus, folder: train.Layout) -
                 *(folder.language_model(name) for name in config.language_models),
             ),
             (folder.model, folder.tuned),
-            _params(config, "family", "model", "features", "decoding", "systems"),
+            train.params(config, "family", "model", "features", "decoding", "systems"),
             lambda: evaluate.tune_and_pack(config, folder),
         ),
         Stage(
@@ -189,6 +190,8 @@ def _check_model(config: RecipeConfig, corpus: Corpus) -> None:
     with torch.device("meta"):
         family = load_family(config.family, config.model, cast("Tokenizer", sizes), "the recipe")
     family.loss_config(config.loss)
+    if config.training.noise and config.training.noise.probability:
+        find_noises(config.training.noise)
     _check_pretraining(config, family.model.get_submodule("encoder"))
     if config.training.text_sentences and not family.knows_classes:
         raise ConfigError(
@@ -241,7 +244,3 @@ def _check_systems(config: RecipeConfig) -> None:
                 build_config(
                     DecodingConfig, evaluate.changed(start, {name: value}), f"system {system.name!r}, tune"
                 )
-
-
-def _params(config: RecipeConfig, *names: str) -> dict[str, Any]:
-    return {name: config.model_dump(mode="json")[name] for name in names}

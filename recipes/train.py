@@ -6,14 +6,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lm.errors import DataError
 from recipes.config import RecipeConfig, TokenizerConfig
 from recipes.console import progress, say
 from recipes.initial import begin_with
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+    from asr.data.batches import FeatureLoader
+    from asr.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,11 @@ class Layout:
     def language_model(self, name: str) -> Path:
         """A trained language model."""
         return self.workdir / "lm" / f"{name}.safetensors"
+
+    @property
+    def features(self) -> Path:
+        """Features of the training and dev speech."""
+        return self.workdir / "features"
 
     @property
     def training(self) -> Path:
@@ -156,6 +168,8 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     family = load_family(config.family, config.model, tokenizer, "the recipe")
     if processes.first:
         say(f"    {sum(p.numel() for p in family.model.parameters()) / 1e6:.2f} million parameters")
+    if settings.keep_features:
+        keep_features(loader, cuts, settings.speeds, folder, processes)
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
     family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
     copied = begin_with(family.model, config.initial)
@@ -191,6 +205,25 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     save_tensors(folder.weights, weights)
 
 
+def keep_features(
+    loader: FeatureLoader,
+    cuts: Mapping[str, CutSet],
+    speeds: Sequence[float],
+    folder: Layout,
+    processes: Processes,
+) -> None:
+    """Keep features of ``train`` at all speeds and of ``dev`` in the work folder; the first process makes them."""
+    wanted = {cut.id: (1.0,) for cut in cuts["dev"]} | {
+        cut.id: tuple(sorted({1.0, *speeds})) for cut in cuts["train"]
+    }
+    if processes.first:
+        with progress("    features", len(wanted)) as shown:
+            loader.keep(wanted, folder.features, on_item=shown)
+    processes.gather(None)
+    if not processes.first:
+        loader.keep(wanted, folder.features, make=False)
+
+
 def follow(config: RecipeConfig, folder: Layout) -> None:
     """What all processes but the first do: wait for trainings and take part in them, until the recipe is over."""
     from asr.training.processes import Processes
@@ -221,12 +254,20 @@ def put_aside(training: Path, fingerprint: str) -> None:
 
 def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
     """Identifies what a checkpoint of this training depends on."""
-    chosen = {
-        n: config.model_dump(mode="json")[n] for n in ("family", "model", "loss", "features", "training")
-    }
+    chosen = params(config, "family", "model", "loss", "features", "training")
     del chosen["training"]["threads"], chosen["training"]["checkpoint_s"]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
     digest.update("".join(each.model_dump_json() for each in config.initial).encode())
     for path in (folder.tokenizer, folder.cuts("train"), *(each.file for each in config.initial)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def params(config: RecipeConfig, *names: str) -> dict[str, Any]:
+    """Sections of ``config`` as JSON has them, without what changes no result."""
+    chosen = {name: config.model_dump(mode="json")[name] for name in names}
+    if "training" in chosen:
+        absent = [name for name in ("noise", "reverb") if chosen["training"][name] is None]
+        for name in ("keep_features", *absent):
+            del chosen["training"][name]
+    return chosen

@@ -10,8 +10,10 @@ and 3.99 s in one bucket).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from asr.audio import read_audio
 from asr.augment import speed as change_speed
+from asr.data.feature_store import Name, open_features, write_features
 from asr.features import FeatureConfig, fbank
 from lm.errors import DataError
 
@@ -100,7 +103,7 @@ def _sampler(cuts: Sequence[Any], max_duration_s: float) -> Any:
 
 
 class FeatureLoader:
-    """Features of utterances by id and speed, computed once and kept in memory.
+    """Features of utterances by id and speed, computed once and kept, in memory or (see `keep`) on disk.
 
     Args:
         cuts: utterances.
@@ -123,10 +126,69 @@ class FeatureLoader:
             cut.id: (Path(cut.recording.sources[0].source), cut.start, cut.start + cut.duration)
             for cut in cuts
         }
-        self._cache: dict[tuple[str, float], Tensor] | None = {} if cache else None
+        self._cache: dict[Name, Tensor] | None = {} if cache else None
 
-    def load(self, cut_id: str, speed: float = 1.0) -> Tensor:
+    def keep(
+        self,
+        wanted: Mapping[str, Iterable[float]],
+        folder: Path,
+        make: bool = True,
+        on_item: Callable[[int], None] | None = None,
+    ) -> bool:
+        """Take features from a file in ``folder``; without one (of these recordings and settings) write it.
+
+        Each recording is read once for all its speeds. What was loaded before is forgotten.
+
+        Args:
+            wanted: the speeds of each utterance.
+            folder: where the file is kept.
+            make: whether a missing file is made.
+            on_item: called with the number of utterances done while it is made.
+
+        Returns:
+            Whether there is a file.
+
+        Raises:
+            AudioError: a recording cannot be read.
+            VocativeError: the disk does not take the file.
+        """
+        key = self._key(wanted)
+        found = open_features(folder, key)
+        if found is None and make:
+            write_features(folder, key, self._all(wanted, on_item))
+            found = open_features(folder, key)
+        if found is not None:
+            self._cache = found
+        return found is not None
+
+    def _all(
+        self, wanted: Mapping[str, Iterable[float]], on_item: Callable[[int], None] | None
+    ) -> Iterator[tuple[Name, Tensor]]:
+        for done, (cut_id, speeds) in enumerate(wanted.items(), 1):
+            samples = self._read(cut_id)
+            for speed in speeds:
+                yield (cut_id, speed), fbank(change_speed(samples, speed), self.config).half()
+            if on_item:
+                on_item(done)
+
+    def _key(self, wanted: Mapping[str, Iterable[float]]) -> str:
+        """Identifies recordings (by path, size and time of change), parts, speeds and features."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for cut_id, speeds in wanted.items():
+            path, *part = self._parts[cut_id]
+            changed = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
+            digest.update(json.dumps([cut_id, list(speeds), str(path), part, changed]).encode())
+        return digest.hexdigest()[:32]
+
+    def load(
+        self, cut_id: str, speed: float = 1.0, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Return the features of an utterance played at ``speed``.
+
+        Args:
+            cut_id: which.
+            speed: how fast.
+            change: made to its samples (S,), played at that speed; such features are not kept.
 
         Returns:
             (T, num_bins) float16, which resolves log energies to 0.01; shared with the cache: do not change.
@@ -140,17 +202,18 @@ class FeatureLoader:
         if speed not in self.speeds:
             raise DataError(f"speed {speed}", f"one of {self.speeds}", "name it when the loader is made")
         key = (cut_id, speed)
+        if change is not None:
+            return fbank(change(change_speed(self._read(cut_id), speed)), self.config).half()
         if self._cache is not None and key in self._cache:
             return self._cache[key]
-        features = self._compute(cut_id, speed).half()
+        features = fbank(change_speed(self._read(cut_id), speed), self.config).half()
         if self._cache is not None:
             self._cache[key] = features
         return features
 
-    def _compute(self, cut_id: str, speed: float) -> Tensor:
+    def _read(self, cut_id: str) -> Tensor:
         path, start_s, end_s = self._parts[cut_id]
-        samples = torch.from_numpy(read_audio(path, self.config.sample_rate, start_s, end_s))
-        return fbank(change_speed(samples, speed), self.config)
+        return torch.from_numpy(read_audio(path, self.config.sample_rate, start_s, end_s))
 
     @staticmethod
     def collate(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

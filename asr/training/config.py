@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from asr.augment import SpecAugmentConfig
+from asr.augment import NoiseConfig, ReverbConfig, SpecAugmentConfig
 from asr.encoders.stages import PretrainStage
 from lm.config import Config
 
@@ -37,6 +37,10 @@ class TrainingConfig(Config):
     has instructions for it (without them it is several times slower than fp32)."""
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed factors, one drawn for each utterance and epoch."""
+    noise: NoiseConfig | None = None
+    """Noise mixed into the training speech; what gets it is read and its features computed anew each time."""
+    reverb: ReverbConfig | None = None
+    """Synthetic rooms for the training speech, at the same price."""
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     """Masking of features."""
     pretrain: tuple[PretrainStage, ...] = ()
@@ -45,6 +49,9 @@ class TrainingConfig(Config):
     """The final model is the mean of the weights after each of the last so many epochs."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints inside an epoch; one is also written after each epoch."""
+    keep_features: bool = True
+    """Keep the features of all speeds in the work folder (58 MB for an hour and a speed), so that recordings are
+    read once; otherwise they are computed at first use and held in memory."""
     seed: int = 0
     """Seed of initial weights, batches, augmentation and dropout."""
     threads: int = Field(2, ge=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from asr.augment import spec_augment
 from asr.data.batches import BatchPlan, FeatureLoader
+from asr.data.distortion import Distortion
 from asr.data.examples import Batch, Example, make_batch
 from asr.encoders.stages import stage_of_epoch
 from asr.training.average import average_epochs
@@ -89,6 +90,7 @@ class Trainer:
         self.device = torch.device(device)
         self.on_step = on_step
         self.optimizer = adamw(model, config.peak_lr, config.weight_decay)
+        self._distortion = Distortion(config.noise, config.reverb, config.seed, loader.config.sample_rate)
         self._narrow = takes_bf16(config.precision, self.device)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
         self.processes = Processes()
@@ -117,7 +119,7 @@ class Trainer:
         sums: dict[str, float] = {}
         began, worked = time.monotonic(), time.process_time()
         for index in range(first, len(updates)):
-            sums = add_up((sums, self._update(updates[index], step)))
+            sums = add_up((sums, self._update(updates[index], step, epoch)))
             step += 1
             if self.on_step:
                 self.on_step(step, self.steps, sums["total"] / (index + 1 - first))
@@ -145,7 +147,7 @@ class Trainer:
         if told is not None:
             told(stage is not None)
 
-    def _update(self, batches: Sequence[Sequence[str]], step: int) -> dict[str, float]:
+    def _update(self, batches: Sequence[Sequence[str]], step: int, epoch: int) -> dict[str, float]:
         """One update from some batches, as if they were one: each counts by its labels."""
         config = self.config
         self.model.train()
@@ -155,7 +157,8 @@ class Trainer:
         for index, ids in enumerate(batches):
             if self.processes.mine(index):
                 share = labels[index] / sum(labels)
-                parts = add_up((parts, self._gradients(ids, step, index, share)))
+                batch = self._seeded(ids, step, index, epoch)
+                parts = add_up((parts, self._gradients(batch, share)))
         self.processes.add_gradients(self.model.parameters())
         gathered = self.processes.gather((parts, self._stop))
         parts = add_up(each for each, _ in gathered)
@@ -171,14 +174,18 @@ class Trainer:
         self.optimizer.step()
         return parts
 
-    def _gradients(self, ids: Sequence[str], step: int, index: int, share: float) -> dict[str, float]:
-        """Add a batch's gradients, and give its loss parts, both times ``share``."""
+    def _seeded(self, ids: Sequence[str], step: int, index: int, epoch: int) -> Batch:
+        """Batch ``index`` of an update, all random choices from here to the loss being the update's own."""
         seed = self.config.seed * 1_000_003 + step + index * 1_000_000_007
-        generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
-        parts = self._losses(self._batch(ids, generator, training=True).to(self.device))
+        return self._batch(ids, torch.Generator().manual_seed(seed), epoch)
+
+    def _gradients(self, batch: Batch, share: float) -> dict[str, float]:
+        """Add a batch's gradients, and give its loss parts, both times ``share``."""
+        parts = self._losses(batch.to(self.device))
         torch.autograd.backward(parts["total"] * share)
-        return {name: share * float(value.detach()) for name, value in parts.items()}
+        values = torch.stack([value.detach().float() for value in parts.values()]).tolist()  # waits once
+        return {name: share * value for name, value in zip(parts, values, strict=True)}
 
     def _skip(self, ids: Sequence[str]) -> None:
         self._bad += 1
@@ -189,11 +196,14 @@ class Trainer:
                 "lower training.peak_lr, use training.precision=fp32, or look at these recordings",
             )
 
-    def _batch(self, ids: Sequence[str], generator: torch.Generator, training: bool) -> Batch:
+    def _batch(self, ids: Sequence[str], generator: torch.Generator, epoch: int | None) -> Batch:
+        """A training batch of ``epoch``; without an epoch, utterances as they are, to validate on."""
+        training = epoch is not None
         speeds = self.config.speeds if training else (1.0,)
         drawn = torch.randint(len(speeds), (len(ids),), generator=generator).tolist()
+        changes = [None if epoch is None else self._distortion.of(i, epoch) for i in ids]
         features, lengths = self.loader.collate(
-            [self.loader.load(i, speeds[s]) for i, s in zip(ids, drawn, strict=True)]
+            [self.loader.load(i, speeds[s], c) for i, s, c in zip(ids, drawn, changes, strict=True)]
         )
         if training:
             features = spec_augment(features, lengths, self.config.spec_augment, generator)
@@ -219,9 +229,10 @@ class Trainer:
             if not self.processes.mine(index):
                 continue
             generator = torch.Generator().manual_seed(self.config.seed)
-            batch = self._batch(ids, generator, training=False).to(self.device)
-            for name, value in self._losses(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value) / len(self.valid)
+            batch = self._batch(ids, generator, epoch=None).to(self.device)
+            parts = self._losses(batch)
+            values = torch.stack([value.float() for value in parts.values()]).tolist()
+            sums = add_up((sums, {n: v / len(self.valid) for n, v in zip(parts, values, strict=True)}))
         return add_up(self.processes.gather(sums))
 
     def _save(self, progress: Progress) -> None:

@@ -21,7 +21,7 @@ from asr.data.batches import BatchPlan, FeatureLoader
 from asr.data.kaldi import Utterance
 from asr.data.manifest import to_cuts
 from asr.features import FeatureConfig, fbank
-from lm.errors import AudioError, DataError
+from lm.errors import AudioError, DataError, VocativeError
 
 
 def make_cuts(durations: list[float]) -> CutSet:
@@ -196,3 +196,66 @@ def test_collate_pads_with_zeros() -> None:
     assert torch.equal(features[0, :3], one.float())
     assert torch.equal(features[1], two.float())
     assert not features[0, 3:].any()
+
+
+def test_kept_features_are_those_that_would_be_computed(
+    recording: tuple[Path, CutSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asr.data.batches as module
+
+    wanted = {"part": (0.9, 1.0, 1.1), "all": (1.0,)}
+    fresh = FeatureLoader(recording[1], FeatureConfig())
+    expected = {(i, s): fresh.load(i, s) for i, speeds in wanted.items() for s in speeds}
+    reads: list[Any] = []
+
+    def counted(*args: Any) -> Any:
+        reads.append(args)
+        return read_audio(*args)
+
+    monkeypatch.setattr(module, "read_audio", counted)
+    folder = tmp_path / "features"
+    done: list[int] = []
+    assert not FeatureLoader(recording[1], FeatureConfig()).keep(wanted, folder, make=False)
+    for turn in range(2):
+        loader = FeatureLoader(recording[1], FeatureConfig())
+        assert loader.keep(wanted, folder, on_item=done.append)
+        for (i, s), features in expected.items():
+            assert torch.equal(loader.load(i, s), features)
+        assert len(reads) == 2  # once each, and never again
+        assert done == [1, 2]
+        if not turn:
+            assert torch.equal(loader.load("all", 0.9), fresh.load("all", 0.9))  # not kept: computed
+            reads.clear()
+            reads += [None, None]
+
+
+def test_kept_features_of_other_settings_or_recordings_are_not_used(
+    recording: tuple[Path, CutSet], tmp_path: Path
+) -> None:
+    folder, wanted = tmp_path / "features", {"all": (1.0,)}
+    assert FeatureLoader(recording[1], FeatureConfig()).keep(wanted, folder)
+    (data,) = folder.glob("*.f16")
+    other = FeatureLoader(recording[1], FeatureConfig(num_bins=40))
+    assert not other.keep(wanted, folder, make=False)
+    assert other.keep(wanted, folder)
+    assert other.load("all").shape[1] == 40
+    assert not data.exists()
+    assert len(list(folder.iterdir())) == 2
+    sf.write(recording[0], np.zeros(44100), 22050)
+    assert not other.keep(wanted, folder, make=False)
+
+
+def test_a_half_written_file_of_features_is_made_again(
+    recording: tuple[Path, CutSet], tmp_path: Path
+) -> None:
+    loader, wanted = FeatureLoader(recording[1], FeatureConfig()), {"all": (1.0,)}
+    before = loader.load("all").clone()
+    assert loader.keep(wanted, tmp_path / "f")
+    (data,) = (tmp_path / "f").glob("*.f16")
+    data.write_bytes(data.read_bytes()[:-2])
+    again = FeatureLoader(recording[1], FeatureConfig())
+    assert not again.keep(wanted, tmp_path / "f", make=False)
+    assert again.keep(wanted, tmp_path / "f")
+    assert torch.equal(again.load("all"), before)
+    with pytest.raises(VocativeError, match="keep_features=false"):
+        again.keep(wanted, data / "below")

@@ -114,7 +114,7 @@ def test_several_batches_make_the_update_of_one(tmp_path: Path) -> None:
         for module in trainer.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        parts = trainer._update(batches, 0)
+        parts = trainer._update(batches, 0, 0)
         trainers.append((trainer, parts))
     (one, whole), (three, added) = trainers
     assert added == pytest.approx(whole, rel=1e-4)

@@ -171,6 +171,8 @@ SYSTEM = {"name": "C-FNT"}
         ({"systems": [{"name": "+"}]}, "system '+'"),
         ({"corpus": "an4", "data": {}}, "no folder for corpus 'an4'; expected --corpus DIR"),
         ({"corpus": "an5"}, "corpus = 'an5'"),
+        ({"training": {"noise": {"corpus": "nowhere"}}}, "training.noise.corpus = 'nowhere'"),
+        ({"training": {"reverb": {"rt60": [0.2, 0.3]}}}, "did you mean 'rt60_s'"),
     ],
 )
 def test_settings_that_cannot_be_used_are_told_before_anything_runs(
@@ -217,3 +219,12 @@ def test_a_corpus_that_is_needed_is_asked_for() -> None:
     config = build_config(RecipeConfig, {**VALUES, "corpus": "an4", "data": {}}, "here")
     with pytest.raises(ConfigError, match="--corpus DIR"):
         asr_recipe(config, Path("unused"))
+
+
+def test_features_are_kept_and_change_nothing(workdir: Path, tmp_path: Path) -> None:
+    names = sorted(path.suffix for path in (workdir / "features").iterdir())
+    assert names == [".f16", ".json"]
+    run(tmp_path / "work", {"training": {"keep_features": False}})
+    assert not (tmp_path / "work" / "features").exists()
+    weights = (workdir / "weights.safetensors", tmp_path / "work" / "weights.safetensors")
+    assert weights[0].read_bytes() == weights[1].read_bytes()
