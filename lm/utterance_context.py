@@ -7,16 +7,19 @@ None, or hold a value that the model has not met are unknown to it; a field that
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from lm.config import Config
+from lm.config import Config, read_yaml
 from lm.errors import DataError
+from lm.text_files import read_lines
 
 UtteranceContext: TypeAlias = Mapping[str, Any]
 """Values by name of their field."""
@@ -103,6 +106,42 @@ def check_fields(known: Sequence[str], contexts: Sequence[UtteranceContext | Non
                     f"fields of the language model: {', '.join(known)}",
                     f"did you mean {near[0]!r}?" if near else "leave it out",
                 )
+
+
+def read_contexts(path: Path) -> dict[str, UtteranceContext]:
+    """Contexts by utterance id: in ``.yaml`` ``a: {hour: 7}``; in ``.jsonl`` (also .gz, .xz) a line
+    ``{"id": "a", "context": {"hour": 7}}``, whose further keys are passed over.
+
+    Raises:
+        ConfigError: a file that is no YAML.
+        DataError: a file of another kind, without contexts, or with two of one id.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        rows = [(str(name), said, f"{path}: {name!r}") for name, said in read_yaml(path).items()]
+    elif path.name.removesuffix(".gz").removesuffix(".xz").endswith(".jsonl"):
+        lines = ((number, line) for number, line in enumerate(read_lines(path), 1) if line.strip())
+        rows = [_named_line(line, f"{path} line {number}") for number, line in lines]
+    else:
+        raise DataError(f"contexts in {path}", ".jsonl or .yaml", "rename or convert the file")
+    found: dict[str, UtteranceContext] = {}
+    for name, said, where in rows:
+        if not isinstance(said, dict) or name in found:
+            given = f"a second context of {name!r}" if name in found else f"the context {said!r}"
+            raise DataError(f"{where}: {given}", "fields and their values for each id once", "mend the line")
+        found[name] = said
+    if not found:
+        raise DataError(f"{path} is empty", "contexts by utterance id", "check the file")
+    return found
+
+
+def _named_line(line: str, where: str) -> tuple[str, Any, str]:
+    try:
+        row = json.loads(line)
+        return str(row["id"]), row["context"], where
+    except (ValueError, TypeError, KeyError):
+        raise DataError(
+            f"{where}: {line!r}", '{"id": "a", "context": {"hour": 7}}', "mend the line"
+        ) from None
 
 
 def _refuse(name: str, value: Any, expected: str) -> NoReturn:
