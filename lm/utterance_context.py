@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lm.config import Config, read_yaml
 from lm.errors import DataError
-from lm.text_files import read_lines
+from lm.text_files import is_jsonl, read_lines
 
 UtteranceContext: TypeAlias = Mapping[str, Any]
 """Values by name of their field."""
@@ -118,7 +118,7 @@ def read_contexts(path: Path) -> dict[str, UtteranceContext]:
     """
     if path.suffix in (".yaml", ".yml"):
         rows = [(str(name), said, f"{path}: {name!r}") for name, said in read_yaml(path).items()]
-    elif path.name.removesuffix(".gz").removesuffix(".xz").endswith(".jsonl"):
+    elif is_jsonl(path):
         lines = ((number, line) for number, line in enumerate(read_lines(path), 1) if line.strip())
         rows = [_named_line(line, f"{path} line {number}") for number, line in lines]
     else:
