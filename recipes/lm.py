@@ -171,7 +171,8 @@ def _raw(text: TextConfig) -> Iterator[str]:
     from lm.text_files import read_lines
 
     left = text.bytes
-    for line in islice(read_lines(text.path), text.sentences):
+    end = None if text.sentences is None else text.skip + text.sentences
+    for line in islice(read_lines(text.path), text.skip, end):
         if left is not None:
             left -= len(line.encode()) + 1
             if left < 0:
@@ -181,7 +182,7 @@ def _raw(text: TextConfig) -> Iterator[str]:
 
 def _said(text: TextConfig) -> Iterator[tuple[str, UtteranceContext]]:
     """Sentences in .jsonl and their contexts."""
-    for number, line in enumerate(_raw(text), 1):
+    for number, line in enumerate(_raw(text), text.skip + 1):
         try:
             row = json.loads(line)
             said = row[text.text]

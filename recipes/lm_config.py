@@ -31,6 +31,8 @@ class TextConfig(Config):
     none."""
     ids: bool = False
     """Whether each line begins with an utterance id, as Kaldi's ``text`` does."""
+    skip: int = Field(0, ge=0)
+    """Pass over so many lines first."""
     sentences: int | None = Field(None, ge=1)
     """Take no more lines than these."""
     bytes: int | None = Field(None, ge=1)

@@ -316,6 +316,7 @@ def test_fields_that_stand_in_the_line_itself(told: Path) -> None:
     text = TextConfig(path=told / "flat.jsonl", text="said", context=("app", "hour"))
     assert list(lines_of(text)) == ["A", "B"]
     assert list(contexts_of([text]) or ()) == [{"app": "maps", "hour": None}, {"app": None, "hour": None}]
+    assert list(lines_of(text.model_copy(update={"skip": 1, "sentences": 5}))) == ["B"]
     plain = TextConfig(path=told / "dev.txt")
     assert contexts_of([plain]) is None
     assert len(list(contexts_of([text, plain]) or ())) == 2 + len(list(lines_of(plain)))
