@@ -104,6 +104,13 @@ class DecodingConfig(Config):
     segment_s: float = Field(30.0, ge=1)
     """Longer recordings are cut into pieces of at most this length, at quiet places."""
 
+    @property
+    def subword_models(self) -> list[str]:
+        """Names of the language models over subwords that are asked for, whatever their weights."""
+        fusion, second = self.fusion, self.rescoring
+        rescoring = second.lm if second.unit == "subword" else ""
+        return [name for name in (fusion.lm, fusion.internal_lm, rescoring, second.internal_lm) if name]
+
     def changed(self, changes: Mapping[str, Any], source: str) -> DecodingConfig:
         """These settings with ``changes``, nested as in a model's ``config.yaml``.
 

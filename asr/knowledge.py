@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from asr.decoding_config import DecodingConfig
 from decoding.class_status import ClassGrammar
@@ -23,13 +24,17 @@ from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
 from decoding.word_scorer import WordScorer
 from lm.classes import EncodedCatalog, EntityCatalog, encode_catalog
+from lm.contextual import ContextualLM
 from lm.errors import ConfigError
 from lm.language_model import ContextStore
 from lm.model_files import Contextual, load_language_model, model_name
 from lm.prefix_tree import PrefixTree
 from lm.tokenizer import Tokenizer
+from lm.utterance_context import UtteranceContext, check_fields
 from lm.word_ngram import END, WordLM, load_word_lm
 
+Surroundings: TypeAlias = Sequence[UtteranceContext | None]
+"""What surrounds each utterance of a batch; empty where nothing is known of any."""
 MAX_LISTS = 64
 """Compiled sets of entity lists that are kept."""
 
@@ -107,9 +112,12 @@ class LanguageModels:
             self._words[name] = load_word_lm(self._file(name))
         return self._words[name]
 
-    def contexts(self, name: str) -> ContextStore:
-        """Contexts of a model for one search."""
-        return self.get(name).contexts()
+    def contexts(self, name: str, surroundings: Surroundings = ()) -> ContextStore:
+        """Contexts of a model for one search; a contextual one takes of ``surroundings`` what it knows."""
+        model = self.get(name)
+        if not isinstance(model, ContextualLM) or not any(surroundings):
+            return model.contexts()
+        return model.contexts(_encoded(model, surroundings))
 
 
 class Knowledge:
@@ -150,8 +158,33 @@ class Knowledge:
             self._lists[key] = Lists(encoded, PrefixTree.build(encoded, vocab, classes), boost)
         return self._lists[key]
 
+    def check(self, surroundings: Surroundings, options: DecodingConfig) -> None:
+        """Refuse what no language model of the search can use; where nothing is known nothing is wrong.
+
+        Raises:
+            ConfigError: there is no contextual language model.
+            DataError: a field that none of them has, or a value that it cannot have.
+        """
+        if not any(surroundings):
+            return
+        named = map(self.models.get, options.subword_models)
+        models = [model for model in named if isinstance(model, ContextualLM) and model.takes_context]
+        if not models:
+            raise ConfigError(
+                "contexts of utterances where no language model takes any",
+                "a contextual language model in fusion.lm or rescoring.lm",
+                "name one (--lm, --rescore-lm), or leave the contexts out",
+            )
+        check_fields([field.name for model in models for field in model.config.fields], surroundings)
+        for model in models:
+            _encoded(model, surroundings)
+
     def grammar(
-        self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig
+        self,
+        emitter: Any,
+        lists: Sequence[Lists | None],
+        options: DecodingConfig,
+        surroundings: Surroundings = (),
     ) -> ClassGrammar | None:
         """The class transitions of a batch, over the model's own language model, a mixture, or an external one.
 
@@ -171,10 +204,11 @@ class Knowledge:
                     "fusion.how add",
                     "use fusion.how=add",
                 )
-            external = self.models.contexts(options.fusion.lm)
+            external = self.models.contexts(options.fusion.lm, surroundings)
             contexts = Interpolated(contexts, external, options.fusion.weight)
         elif fused and contexts is None:
-            contexts, scale = self.models.contexts(options.fusion.lm), options.fusion.weight
+            contexts = self.models.contexts(options.fusion.lm, surroundings)
+            scale = options.fusion.weight
         elif not classed:
             return None
         if classed and (contexts is None or not contexts.knows_classes):
@@ -189,7 +223,13 @@ class Knowledge:
         starts_word = torch.from_numpy(self._tokenizer.starts_word)
         return ClassGrammar(contexts, starts_word, trees, options.class_bonus, lm_scale=scale)
 
-    def scorers(self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig) -> list[Scorer]:
+    def scorers(
+        self,
+        emitter: Any,
+        lists: Sequence[Lists | None],
+        options: DecodingConfig,
+        surroundings: Surroundings = (),
+    ) -> list[Scorer]:
         """What is stacked beside the language model of the class transitions.
 
         Raises:
@@ -204,9 +244,11 @@ class Knowledge:
             device = emitter.lengths.device
             found.append(PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device))
         if fusion.lm and fusion.weight and fusion.how == "add" and emitter.contexts is not None:
-            found.append(ContextScorer(self.models.contexts(fusion.lm), "fusion", fusion.weight))
+            external = self.models.contexts(fusion.lm, surroundings)
+            found.append(ContextScorer(external, "fusion", fusion.weight))
         if fusion.internal == "lm":
-            source = ContextScorer(self.models.contexts(fusion.internal_lm), "internal", 1.0)
+            internal = self.models.contexts(fusion.internal_lm, surroundings)
+            source = ContextScorer(internal, "internal", 1.0)
             found.append(density_ratio(source, fusion.internal_weight))
         if fusion.internal == "ilme":
             model = emitter.contexts
@@ -221,39 +263,49 @@ class Knowledge:
         return found
 
     def search(
-        self, emitter: Any, lists: Sequence[Lists | None], options: DecodingConfig, lattices: bool = False
+        self,
+        emitter: Any,
+        lists: Sequence[Lists | None],
+        options: DecodingConfig,
+        surroundings: Surroundings = (),
+        lattices: bool = False,
     ) -> BeamSearch | LabelBeamSearch:
         """The search of a batch, as the options say, that remembers its lattices if they are wanted."""
-        grammar = self.grammar(emitter, lists, options)
-        scorers = self.scorers(emitter, lists, options)
+        grammar = self.grammar(emitter, lists, options, surroundings)
+        scorers = self.scorers(emitter, lists, options, surroundings)
         if isinstance(emitter, LabelSynchronous):
             return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
         return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
 
     def rescored(
-        self, search: BeamSearch | LabelBeamSearch, options: DecodingConfig
+        self, search: BeamSearch | LabelBeamSearch, options: DecodingConfig, surroundings: Surroundings = ()
     ) -> Sequence[Sequence[RawHypothesis]]:
         """End a search: its n-best lists, after the second pass if there is one."""
         found = search.finish()
         if not options.rescoring.active:
             return found
-        sources = self._second_sources(options)
         if options.rescoring.over == "nbest":
-            return rescore_nbest(found, sources)
-        first = [lattice for lattice in search.lattices() if lattice is not None]
-        second = iter(rescore_lattices(first, sources, keep=options.rescoring.keep))
+            return rescore_nbest(found, self._second_sources(options, surroundings))
+        first = [(n, lattice) for n, lattice in enumerate(search.lattices()) if lattice is not None]
+        left = [surroundings[n] for n, _ in first] if surroundings else ()
+        sources = self._second_sources(options, left)
+        second = iter(
+            rescore_lattices([lattice for _, lattice in first], sources, keep=options.rescoring.keep)
+        )
         return [next(second).nbest(options.search.nbest) if nbest else [] for nbest in found]
 
-    def _second_sources(self, options: DecodingConfig) -> list[Scorer]:
+    def _second_sources(self, options: DecodingConfig, surroundings: Surroundings) -> list[Scorer]:
         second, sources = options.rescoring, list[Scorer]()
         if second.lm and second.weight:
             if second.unit == "word":
                 sources.append(self._word_scorer(second.lm, second.weight))
             else:
-                sources.append(ContextScorer(self.models.contexts(second.lm), "rescoring", second.weight))
+                contexts = self.models.contexts(second.lm, surroundings)
+                sources.append(ContextScorer(contexts, "rescoring", second.weight))
         if second.internal_lm and second.internal_weight:
-            source = ContextScorer(self.models.contexts(second.internal_lm), "internal", 1.0)
+            internal = self.models.contexts(second.internal_lm, surroundings)
+            source = ContextScorer(internal, "internal", 1.0)
             sources.append(Subtracted(source, second.internal_weight, "rescoring_internal"))
         return sources
 
@@ -268,6 +320,12 @@ class Knowledge:
             "rescoring",
             weight,
         )
+
+
+def _encoded(model: ContextualLM, surroundings: Surroundings) -> Tensor:
+    """What ``model`` has fields for."""
+    known = {field.name for field in model.config.fields}
+    return model.encode([{k: v for k, v in (each or {}).items() if k in known} for each in surroundings])
 
 
 def _label_beam(options: DecodingConfig) -> LabelBeamConfig:

@@ -23,7 +23,7 @@ from asr.bundle import Bundle, check_tensors, load_bundle
 from asr.decoding_config import DecodingConfig
 from asr.families import Family, load_family
 from asr.features import FeatureConfig, fbank
-from asr.knowledge import Knowledge, LanguageModels, Lists
+from asr.knowledge import Knowledge, LanguageModels, Lists, Surroundings
 from asr.rendering import Renderer, join_segments
 from decoding.lattice import Lattice
 from decoding.result import Hypothesis, Transcript
@@ -32,20 +32,23 @@ from lm.classes import EncodingReport, EntityCatalog, encode_catalog
 from lm.config import build_config
 from lm.errors import BundleError, ConfigError, VocativeError
 from lm.tokenizer import Tokenizer
+from lm.utterance_context import UtteranceContext
 
 Entities: TypeAlias = Mapping[str, Sequence[Any]] | EntityCatalog | str | Path | None
+Context: TypeAlias = UtteranceContext | Surroundings | None
 Audio: TypeAlias = Any  # a path, or an array or tensor of samples
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A piece of recording ``owner``, with the lists that apply to it."""
+    """A piece of recording ``owner``, with the lists that apply to it and what surrounds it."""
 
     owner: int
     start_s: float
     duration_s: float
     features: Tensor
     lists: Lists | None
+    context: UtteranceContext | None
 
 
 @dataclass
@@ -143,14 +146,14 @@ class Recognizer:
 
     @overload
     def transcribe(
-        self, audio: list[Any], *, entities: Entities | Sequence[Entities] = ..., sample_rate: int = ...,
-        options: DecodingConfig | None = ...,
+        self, audio: list[Any], *, entities: Entities | Sequence[Entities] = ..., context: Context = ...,
+        sample_rate: int = ..., options: DecodingConfig | None = ...,
     ) -> list[Transcript]: ...  # fmt: skip
 
     @overload
     def transcribe(
-        self, audio: Audio, *, entities: Entities | Sequence[Entities] = ..., sample_rate: int = ...,
-        options: DecodingConfig | None = ...,
+        self, audio: Audio, *, entities: Entities | Sequence[Entities] = ..., context: Context = ...,
+        sample_rate: int = ..., options: DecodingConfig | None = ...,
     ) -> Transcript: ...  # fmt: skip
 
     def transcribe(
@@ -158,6 +161,7 @@ class Recognizer:
         audio: Audio | list[Any],
         *,
         entities: Entities | Sequence[Entities] = None,
+        context: Context = None,
         sample_rate: int = 16000,
         options: DecodingConfig | None = None,
     ) -> Transcript | list[Transcript]:
@@ -167,11 +171,14 @@ class Recognizer:
             audio: path of a recording, or its samples as array or tensor; or a list of these.
             entities: names by class, as a mapping, a catalog or the path of a list; a sequence gives each
                 recording its own.
+            context: what is known of the recording apart from its sound, ``{"hour": 7, "app": "maps"}``, for a
+                contextual language model among those of ``options``; a sequence gives each its own or None.
             sample_rate: of samples given as arrays.
             options: settings for this call in place of the model's.
 
         Raises:
             AudioError, EntityListError: what is wrong with a recording or a list, in one line.
+            ConfigError, DataError: a context that no language model takes, or cannot have.
         """
         many = isinstance(audio, list)
         items = cast("list[Any]", audio) if many else [audio]
@@ -179,14 +186,14 @@ class Recognizer:
             catalogs = [self.catalog(each) for each in entities]
         else:
             catalogs = [self.catalog(cast("Entities", entities))] * len(items)
-        if len(catalogs) != len(items):
-            raise VocativeError(
-                f"{len(catalogs)} sets of entities for {len(items)} recordings",
-                "one for each",
-                "match the lists",
-            )
+        surroundings = [context] * len(items) if context is None or isinstance(context, Mapping) else context
+        for given, what in ((catalogs, "sets of entities"), (surroundings, "contexts")):
+            if len(given) != len(items):
+                raise VocativeError(
+                    f"{len(given)} {what} for {len(items)} recordings", "one for each", "match the lists"
+                )
         found = []
-        for _, result in self._run(items, catalogs, sample_rate, options, batch_s=60.0):
+        for _, result in self._run(items, catalogs, surroundings, sample_rate, options, batch_s=60.0):
             if isinstance(result, VocativeError):
                 raise result
             found.append(result)
@@ -197,18 +204,27 @@ class Recognizer:
         paths: Sequence[Path],
         *,
         entities: EntityCatalog | None = None,
+        contexts: Mapping[Path, UtteranceContext] | None = None,
         batch_s: float = 60.0,
         options: DecodingConfig | None = None,
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
         """Transcribe many recordings, each given back in order as soon as its batch is done.
 
-        What is wrong with one recording is given back in its place; the others go on.
+        What is wrong with one recording is given back in its place; the others go on. Of recordings that are not
+        in ``contexts`` nothing is known.
         """
-        for index, result in self._run(list(paths), [entities] * len(paths), 16000, options, batch_s):
+        surroundings = [contexts.get(path) for path in paths] if contexts else [None] * len(paths)
+        catalogs = [entities] * len(paths)
+        for index, result in self._run(list(paths), catalogs, surroundings, 16000, options, batch_s):
             yield paths[index], result
 
     def lattices(
-        self, audio: Sequence[Audio], *, entities: Entities = None, options: DecodingConfig | None = None
+        self,
+        audio: Sequence[Audio],
+        *,
+        entities: Entities = None,
+        context: UtteranceContext | None = None,
+        options: DecodingConfig | None = None,
     ) -> list[tuple[Transcript, list[Lattice | None]]]:
         """Transcribe recordings one by one, each with the lattices of its pieces as the search left them.
 
@@ -219,11 +235,12 @@ class Recognizer:
         """
         options = options or self.decoding
         lists = self._knowledge.lists(self.catalog(entities), options)
+        self._knowledge.check([context], options)
         found = []
         for index, item in enumerate(audio):
             recording = _Recording(Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}")
             held = list[Lattice | None]()
-            for piece in self._segments(index, item, self.features.sample_rate, options, lists):
+            for piece in self._segments(index, item, self.features.sample_rate, options, lists, context):
                 if isinstance(piece, VocativeError):
                     raise piece
                 (nbest,), lattices = self._decode([piece], options, lattices=True)
@@ -253,6 +270,7 @@ class Recognizer:
         self,
         items: Sequence[Any],
         catalogs: Sequence[EntityCatalog | None],
+        surroundings: Surroundings,
         sample_rate: int,
         options: DecodingConfig | None,
         batch_s: float,
@@ -260,12 +278,13 @@ class Recognizer:
         """Results in order, each as soon as it is known; no more than a batch of features is held."""
         options = options or self.decoding
         lists = [self._knowledge.lists(catalog, options) for catalog in catalogs]
+        self._knowledge.check(surroundings, options)
         open_: dict[int, _Recording] = {}
         waiting: list[_Segment] = []
         for index, item in enumerate(items):
             name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}"
             recording = open_[index] = _Recording(name)
-            for piece in self._segments(index, item, sample_rate, options, lists[index]):
+            for piece in self._segments(index, item, sample_rate, options, lists[index], surroundings[index]):
                 if isinstance(piece, VocativeError):
                     recording.error, recording.found = piece, {}
                     waiting = [segment for segment in waiting if segment.owner != index]
@@ -283,7 +302,13 @@ class Recognizer:
         yield from _finished(open_)
 
     def _segments(
-        self, owner: int, item: Any, sample_rate: int, options: DecodingConfig, lists: Lists | None
+        self,
+        owner: int,
+        item: Any,
+        sample_rate: int,
+        options: DecodingConfig,
+        lists: Lists | None,
+        context: UtteranceContext | None,
     ) -> Iterator[_Segment | VocativeError]:
         """The pieces of a recording; what is wrong with it ends them."""
         rate = self.features.sample_rate
@@ -294,7 +319,7 @@ class Recognizer:
                 pieces = _split(as_samples(item, sample_rate, rate), options.segment_s, rate)
             for start_s, samples in pieces:
                 features = fbank(torch.from_numpy(samples), self.features)
-                yield _Segment(owner, start_s, len(samples) / rate, features, lists)
+                yield _Segment(owner, start_s, len(samples) / rate, features, lists, context)
         except VocativeError as error:
             yield error
 
@@ -318,9 +343,10 @@ class Recognizer:
         features = torch.nn.utils.rnn.pad_sequence([s.features.float() for s in batch], batch_first=True)
         emitter = self.family.emitter(features, lengths, options.lm_scale, options.candidates)
         lists = [s.lists for s in batch]
-        search = self._knowledge.search(emitter, lists, options, lattices)
+        surroundings = [s.context for s in batch]
+        search = self._knowledge.search(emitter, lists, options, surroundings, lattices)
         search.advance()
-        found = self._knowledge.rescored(search, options)
+        found = self._knowledge.rescored(search, options, surroundings)
         frame_s = self.family.stacking * self.features.frame_shift_ms / 1000
         results = []
         for segment, nbest in zip(batch, found, strict=True):

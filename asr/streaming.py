@@ -26,7 +26,7 @@ from asr.audio_stream import AudioStream
 from asr.decoding_config import DecodingConfig
 from asr.encoders.streaming import StreamingEncoder
 from asr.features_stream import FeatureStream
-from asr.knowledge import Lists
+from asr.knowledge import Lists, Surroundings
 from asr.recognizer import Entities, Recognizer
 from asr.rendering import Renderer, join_segments
 from asr.streaming_stats import StreamStats, Timekeeper
@@ -35,6 +35,7 @@ from decoding.result import EntitySpan, Transcript, Word
 from decoding.trace import EMPTY, Progress
 from lm.config import Config
 from lm.errors import AudioError, ConfigError
+from lm.utterance_context import UtteranceContext
 
 
 class EndpointConfig(Config):
@@ -88,6 +89,7 @@ class StreamingRecognizer:
     Args:
         recognizer: its model's encoder must work in chunks.
         entities: names by class, as for ``Recognizer.transcribe``.
+        context: what is known of the stream apart from its sound, as there.
         options: settings of the search in place of the model's; ``segment_s`` is of no use here.
         endpoint: when an utterance is over; None for a stream that is one utterance.
         name: id of the transcripts, with a number where there may be several.
@@ -95,6 +97,7 @@ class StreamingRecognizer:
     Raises:
         ConfigError: the model's encoder sees the whole utterance, or settings that do not fit.
         EntityListError: a list that cannot be used.
+        DataError: a context that the language models cannot take.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class StreamingRecognizer:
         recognizer: Recognizer,
         *,
         entities: Entities = None,
+        context: UtteranceContext | None = None,
         options: DecodingConfig | None = None,
         endpoint: EndpointConfig | None = ENDPOINTS,
         name: str = "stream",
@@ -112,6 +116,8 @@ class StreamingRecognizer:
         self._name = name
         self._normaliser, self._encoder = model.normaliser, StreamingEncoder(model.encoder)
         self._lists = recognizer._knowledge.lists(recognizer.catalog(entities), options)
+        self._surroundings = (context,)
+        recognizer._knowledge.check(self._surroundings, options)
         self._audio = AudioStream(recognizer.features.sample_rate)
         self._features = FeatureStream(recognizer.features)
         self._stream = self._encoder.start()
@@ -191,7 +197,7 @@ class StreamingRecognizer:
             yield encoded[first : first + chunk]
 
     def _new_utterance(self, first: int) -> _Utterance:
-        return _Utterance(self._recognizer, self._options, self._lists, first)
+        return _Utterance(self._recognizer, self._options, self._lists, self._surroundings, first)
 
     def _close(self, duration_s: float) -> Transcript:
         """The transcript of the utterance under way, behind which a new one starts."""
@@ -213,7 +219,12 @@ class _Utterance:
     """One search, from encoder frame ``first`` of the stream on; ``end`` is the frame behind what it was fed."""
 
     def __init__(
-        self, recognizer: Recognizer, options: DecodingConfig, lists: Lists | None, first: int
+        self,
+        recognizer: Recognizer,
+        options: DecodingConfig,
+        lists: Lists | None,
+        surroundings: Surroundings,
+        first: int,
     ) -> None:
         family, features, knowledge = recognizer.family, recognizer.features, recognizer._knowledge
         # Families make an emitter of features: here of one frame, which the search is not told of.
@@ -221,14 +232,14 @@ class _Utterance:
         length = torch.tensor([family.stacking])
         emitter = family.emitter(nothing, length, options.lm_scale, options.candidates)
         emitter.lengths = torch.zeros_like(emitter.lengths)
-        search = knowledge.search(emitter, [lists], options)
+        search = knowledge.search(emitter, [lists], options, surroundings)
         if not isinstance(search, BeamSearch):
             raise ConfigError(
                 "a stream with an attention model (AED)",
                 "a model that moves with the frames: ctc, transducer, factorized or taed",
                 "transcribe the finished recording, or train one of those with encoder.chunk",
             )
-        self._search = search
+        self._search, self._surroundings = search, surroundings
         self._graph = self._search.graph
         self._encoded = lists.encoded if lists else None
         self._tokenizer, self._knowledge, self._options = recognizer.tokenizer, knowledge, options
@@ -276,7 +287,7 @@ class _Utterance:
 
     def finish(self, name: str, duration_s: float) -> Transcript:
         """The transcript."""
-        nbest = self._knowledge.rescored(self._search, self._options)[0]
+        nbest = self._knowledge.rescored(self._search, self._options, self._surroundings)[0]
         found = self._renderer(duration_s).hypotheses(nbest or [EMPTY])
         return join_segments(name, round(duration_s, 3), [found])
 

@@ -189,12 +189,12 @@ class Interpolated(ContextStore):
                 f"{internal.num_tokens} tokens, and {tags} class tags or none",
                 "train it with the tokenizer of the model",
             )
-        super().__init__(internal.num_tokens, tags, internal.device)
+        first, starts = _both_starts(internal, external)
+        super().__init__(internal.num_tokens, tags, internal.device, starts)
         self._internal, self._external = internal, external
         self._tagged = others == tags
         self._shares = [math.log(w) if w else -math.inf for w in (1.0 - weight, weight)]
         self._rows = Rows((2,), torch.long, internal.device)
-        first = torch.stack((internal.start(1), external.start(1)), dim=-1)
         self._rows.append(first)
         self._append(self._mix(first))
 
@@ -215,7 +215,17 @@ class Interpolated(ContextStore):
 
 
 def _num_classes(store: ContextStore) -> int:
-    return store.score(store.start(1)).shape[-1] - store.num_tokens
+    return store.table.shape[-1] - store.num_tokens
+
+
+def _both_starts(one: ContextStore, other: ContextStore) -> tuple[Tensor, Tensor | None]:
+    """Distinct pairs of empty contexts ``(S, 2)``, and the pair of each utterance if they differ."""
+    found = [store.starts for store in (one, other) if store.starts is not None]
+    if not found:
+        return torch.stack((one.start(1), other.start(1)), dim=-1), None
+    pairs = torch.stack([store.start(len(found[0])) for store in (one, other)], dim=-1)
+    distinct, starts = torch.unique(pairs, dim=0, return_inverse=True)
+    return distinct, starts
 
 
 def _positive(scale: float, name: str) -> float:

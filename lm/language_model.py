@@ -61,16 +61,23 @@ class ContextStore(ABC):
 
     Subclasses append the empty context's row when they are made, and implement ``_extend``, which computes rows
     that are new; everything else is bookkeeping.
+
+    Args:
+        starts: ``(B,)`` rows of empty contexts, for a model to which the utterances of a batch differ before
+            anything is said; these are the first rows, ``0 .. max(starts)``. None where row 0 serves all.
     """
 
-    def __init__(self, num_tokens: int, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, num_tokens: int, num_classes: int, device: torch.device, starts: Tensor | None = None
+    ) -> None:
         self.num_tokens = num_tokens
         self.device = device
+        self.starts = starts
         width = num_tokens + num_classes
         self._child = Rows((width,), torch.int32, device, fill=-1)
         self._logits = Rows((width,), torch.float32, device)
         self._origin = Rows((2,), torch.long, device, fill=-1)
-        self._origin.grow(1)  # the empty context
+        self._origin.grow(1 if starts is None else int(starts.max()) + 1)  # the empty contexts
 
     @abstractmethod
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
@@ -88,16 +95,20 @@ class ContextStore(ABC):
     @property
     def knows_classes(self) -> bool:
         """Whether a class tag may follow at all."""
-        return bool(self.score(self.start(1))[:, self.num_tokens :].isfinite().any())
+        return bool(self.table[0, self.num_tokens :].isfinite().any())
 
     def origin(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """Parents and last tokens of ``contexts``; the empty context is its own parent and has token -1."""
+        """Parents and last tokens of ``contexts``; an empty context is its own parent and has token -1."""
         parent, token = self._origin.data[contexts].unbind(-1)
-        return parent.clamp_min(0), token
+        return torch.where(parent < 0, contexts, parent), token
 
     def start(self, utterances: int) -> Tensor:
         """The empty context for each utterance ``(B,)``."""
-        return torch.zeros(utterances, dtype=torch.long, device=self.device)
+        if self.starts is None:
+            return torch.zeros(utterances, dtype=torch.long, device=self.device)
+        if utterances != len(self.starts):
+            raise ValueError(f"contexts of {len(self.starts)} utterances asked for {utterances}")
+        return self.starts.clone()
 
     def score(self, contexts: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log probabilities ``(..., V + C)``, the surface part normalised over V alone.

@@ -13,7 +13,7 @@ from lm.tokenizer import Tokenizer
 from lm.vocabulary import Units, WordVocabulary
 
 ARPA = (".arpa", ".arpa.gz", ".arpa.xz")
-NEURAL = ("transformer", "lstm", "based")
+NEURAL = ("transformer", "lstm", "based", "contextual")
 KENLM = (".bin", ".binary", ".klm", ".kenlm", ".mmap", ".trie")
 
 
@@ -94,6 +94,10 @@ def make_language_model(kind: str, config: dict[str, Any], tokenizer: Units, sou
         from lm.based import BasedLM, BasedLMConfig
 
         return BasedLM(build_config(BasedLMConfig, config, source), *sizes)
+    if kind == "contextual":
+        from lm.contextual import ContextualLM, ContextualLMConfig
+
+        return ContextualLM(build_config(ContextualLMConfig, config, source), *sizes)
     from lm.transformer import TransformerLM, TransformerLMConfig
 
     return TransformerLM(build_config(TransformerLMConfig, config, source), *sizes)

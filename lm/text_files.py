@@ -21,6 +21,11 @@ def open_text(path: Path, mode: str = "r") -> IO[str]:
     return cast("IO[str]", path.open(mode, encoding="utf-8"))
 
 
+def is_jsonl(path: Path) -> bool:
+    """Whether a file is in JSON lines, by its name."""
+    return path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz"))
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Lines of a text without their ends, one at a time.
 

@@ -40,8 +40,8 @@ class NGramConfig(Config):
 class NeuralConfig(TextTrainingConfig):
     """A neural language model over subwords and class tags."""
 
-    kind: Literal["transformer", "lstm", "based"]
-    """What it is."""
+    kind: Literal["transformer", "lstm", "based", "contextual"]
+    """What it is; ``contextual`` wants text with contexts, which the language model recipe can read."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Its shape: the configuration of its kind."""
 

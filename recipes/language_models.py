@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm.errors import ConfigError
 from recipes.config import FileConfig, NeuralConfig, NGramConfig, RecipeConfig
 from recipes.console import progress, say
 from recipes.train import Layout, put_aside
@@ -123,21 +124,28 @@ def _train_neural(
     """The weights with the lowest loss on dev are kept, entities there being classes as often as in training."""
     import torch
 
-    from asr.data.text_batches import TextBatches
+    from asr.data.text_batches import TextBatches, contexts_for
     from asr.training.text_loop import TextTrainer
+    from lm.contextual import ContextualLM
     from lm.model_files import make_language_model, save_language_model
 
     torch.manual_seed(seed)
     model = make_language_model(config.kind, config.model, units, f"{name}.model")
     say(f"    {name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters")
+    contexts, dev_contexts = contexts_for(model, text), contexts_for(model, dev)
+    if isinstance(model, ContextualLM) and model.takes_context and contexts is None:
+        raise ConfigError(
+            f"{name}: a contextual model of text without contexts", "a text in .jsonl with contexts",
+            "train it with the language model recipe on such a text, or set model.how=none",
+        )  # fmt: skip
     mark = fingerprint(config, text, dev, units, seed)
     put_aside(training, mark)
     batching = units.vocab_size, config.batch_tokens, config.class_rate, config.buffer, seed
     trainer = TextTrainer(
         model,
         config,
-        TextBatches(text, *batching),
-        TextBatches(dev, *batching),
+        TextBatches(text, *batching, contexts),
+        TextBatches(dev, *batching, dev_contexts),
         training,
         mark,
         seed,

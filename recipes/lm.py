@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -21,6 +22,7 @@ from recipes.stage import Stage
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
+    from lm.utterance_context import UtteranceContext
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def lm_recipe(config: LMRecipeConfig, workdir: Path, source: Path | None = None)
         Stage(
             "score",
             "perplexity on every text but the training text",
-            (folder.units, folder.model, *(tokens[name] for name in texts)),
+            (folder.units, folder.model, *tokens.values()),
             (folder.results,),
-            {"texts": list(texts)},
-            partial(_score, folder, texts),
+            {"texts": list(texts), "head_and_tail": config.head_and_tail},
+            partial(_score, config, folder, texts),
         ),
     )
     return Recipe(f"{config.corpus} language model", workdir, stages)
@@ -131,15 +133,72 @@ def lines_of(text: TextConfig) -> Iterator[str]:
     Raises:
         DataError: it cannot be read.
     """
+    from lm.text_files import is_jsonl
+
+    if is_jsonl(text.path):
+        yield from (sentence for sentence, _ in _said(text))
+    else:
+        yield from (line.partition(" ")[2] if text.ids else line for line in _raw(text))
+
+
+def contexts_of(texts: Sequence[TextConfig]) -> Iterator[UtteranceContext] | None:
+    """What each of the sentences was said in; None where no text tells.
+
+    Raises:
+        DataError: a text cannot be read.
+    """
+    from lm.text_files import is_jsonl
+
+    telling = [text for text in texts if is_jsonl(text.path) and text.contexts != "none"]
+    return chain.from_iterable(map(_contexts, texts)) if telling else None
+
+
+def _contexts(text: TextConfig) -> Iterator[UtteranceContext]:
+    from lm.text_files import is_jsonl
+
+    if not is_jsonl(text.path) or text.contexts == "none":
+        return ({} for _ in lines_of(text))
+    own = (context for _, context in _said(text))
+    if text.contexts == "own":
+        return own
+    others = list(own)
+    random.Random(0).shuffle(others)
+    return iter(others)
+
+
+def _raw(text: TextConfig) -> Iterator[str]:
+    """Lines of the file, as many as are taken."""
     from lm.text_files import read_lines
 
     left = text.bytes
-    for line in islice(read_lines(text.path), text.sentences):
+    end = None if text.sentences is None else text.skip + text.sentences
+    for line in islice(read_lines(text.path), text.skip, end):
         if left is not None:
             left -= len(line.encode()) + 1
             if left < 0:
                 return
-        yield line.partition(" ")[2] if text.ids else line
+        yield line
+
+
+def _said(text: TextConfig) -> Iterator[tuple[str, UtteranceContext]]:
+    """Sentences in .jsonl and their contexts."""
+    for number, line in enumerate(_raw(text), text.skip + 1):
+        try:
+            row = json.loads(line)
+            said = row[text.text]
+            if isinstance(text.context, str):
+                context = row.get(text.context) or {}
+            else:
+                context = {name: row.get(name) for name in text.context}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            said = context = None
+        if not isinstance(said, str) or not isinstance(context, dict):
+            raise DataError(
+                f"{text.path} line {number}: {line[:60]!r}",
+                f"a sentence as {text.text!r}, and fields with values as its context",
+                "mend the line, or name the keys in text and context",
+            )
+        yield said, context
 
 
 def _resolved(text: TextConfig, source: Path | None) -> TextConfig:
@@ -204,10 +263,10 @@ def _encode(folder: LMLayout, train: tuple[TextConfig, ...], texts: dict[str, Te
     from asr.data.token_text import describe_text, encode_text
 
     units = load_units(folder.units)
-    streams = {"train": chain.from_iterable(map(lines_of, train))}
-    streams |= {name: chain(lines_of(text)) for name, text in texts.items()}
-    for name, lines in streams.items():
-        summary = encode_text(lines, units, folder.tokens(name))
+    groups = {"train": train} | {name: (text,) for name, text in texts.items()}
+    for name, group in groups.items():
+        lines = chain.from_iterable(map(lines_of, group))
+        summary = encode_text(lines, units, folder.tokens(name), contexts_of(group))
         say(f"    {name}: {describe_text(summary, units)}")
     _refuse_known(train, texts)
 
@@ -251,17 +310,28 @@ def _train(config: LMRecipeConfig, folder: LMLayout) -> None:
     )
 
 
-def _score(folder: LMLayout, texts: dict[str, TextConfig]) -> None:
+def _score(config: LMRecipeConfig, folder: LMLayout, texts: dict[str, TextConfig]) -> None:
     from asr.data.token_text import TokenText
+    from asr.scoring.head_tail import head_and_tail
     from asr.scoring.perplexity import perplexity, score_file, score_words
     from lm.word_ngram import load_word_lm
 
     figures = {}
+    units, train = load_units(folder.units), TokenText(folder.tokens("train"))
     for name, text in texts.items():
+        encoded = TokenText(folder.tokens(name))
         if folder.model.suffix == ".arpa":
             found = {"as spoken": score_words(load_word_lm(folder.model), lines_of(text))}
         else:
-            found = score_file(folder.model, TokenText(folder.tokens(name)), load_units(folder.units))
+            found = score_file(folder.model, encoded, units)
+        if config.head_and_tail:
+            halves = head_and_tail(train, encoded, units)
+            found |= {
+                f"{how}, {half}": scores.part(chosen)
+                for how, scores in found.items()
+                for half, chosen in halves.items()
+                if chosen.any()
+            }
         for how, scores in found.items():
             figure = perplexity(scores)
             figures[f"{name}, {how}"] = figure.to_dict()

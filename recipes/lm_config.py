@@ -15,12 +15,24 @@ ClassName = Annotated[str, Field(pattern=f"^{CLASS_NAME.pattern}$")]
 
 
 class TextConfig(Config):
-    """A text: a sentence a line, plain or with class tags, in a file that may be .gz or .xz; read as a stream."""
+    """A text: a sentence a line, plain or with class tags, in a file that may be .gz or .xz; read as a stream.
+
+    In a file in .jsonl each line is a sentence with what it was said in: ``{"text": "…", "context": {"hour": 7}}``.
+    """
 
     path: Path
     """The file, in the folder of the corpus or anywhere."""
+    text: str = "text"
+    """In .jsonl the key of the sentence."""
+    context: str | tuple[str, ...] = "context"
+    """In .jsonl the key of the context; or those of its fields, where they stand in the line itself."""
+    contexts: Literal["own", "shuffled", "none"] = "own"
+    """Whether sentences have their own contexts, those of others, drawn once (a control: they tell nothing), or
+    none."""
     ids: bool = False
     """Whether each line begins with an utterance id, as Kaldi's ``text`` does."""
+    skip: int = Field(0, ge=0)
+    """Pass over so many lines first."""
     sentences: int | None = Field(None, ge=1)
     """Take no more lines than these."""
     bytes: int | None = Field(None, ge=1)
@@ -71,6 +83,9 @@ class LMRecipeConfig(Config):
     """The model's tokens."""
     classes: tuple[ClassName, ...] = ()
     """Class tags of the texts; units from a file bring theirs."""
+    head_and_tail: bool = False
+    """Report perplexity also on two halves of each text: sentences of which even the rarest word is frequent in the
+    training text (head), and the others (tail)."""
     lm: Annotated[NGramConfig | NeuralConfig, Field(discriminator="kind")]
     """The model and its training."""
     seed: int = 0

@@ -17,12 +17,13 @@ import typer
 from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run_batch
 from asr.cli.console import Bar, put, say
 from asr.recordings import Recording, list_recordings
-from lm.errors import ConfigError, VocativeError
+from lm.errors import ConfigError, DataError, VocativeError
 
 if TYPE_CHECKING:
     from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
     from lm.classes import EntityCatalog
+    from lm.utterance_context import UtteranceContext
 
 ON_STDOUT = ("txt", "json")
 _RESULTS, _SEARCH, _SPEED = "Results", "Names and search", "Speed"
@@ -98,6 +99,15 @@ SettingsFile = Annotated[
         rich_help_panel=_SEARCH,
     ),
 ]
+Context = Annotated[
+    Path | None,
+    typer.Option(
+        "--context",
+        metavar="FILE",
+        help="What is known of each recording, for a contextual language model: yaml or jsonl, by id.",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Formats = Annotated[
     str,
     typer.Option(
@@ -135,6 +145,7 @@ def transcribe(
     lm: LM = None,
     lm_weight: LMWeight = None,
     rescore_lm: RescoreLM = None,
+    context: Context = None,
     settings: Settings = None,
     settings_file: SettingsFile = None,
     formats: Formats = "txt",
@@ -159,6 +170,7 @@ def transcribe(
       asr transcribe call.wav -m exp/model --lm domain.arpa --lm-weight 0.4
       asr transcribe call.wav -m exp/model --rescore-lm words.arpa --set rescoring.unit=word
       asr transcribe call.wav -m exp/model --set class_bonus=2 --set fusion.how=mix
+      asr transcribe calls/ -m exp/model --lm contextual.safetensors --context when.yaml
       find . -name "*.wav" | asr transcribe - --model exp/model
 
     A list of names, contacts.yaml:
@@ -172,6 +184,11 @@ def transcribe(
           id: c17
           weight: 2
 
+    What is known of recordings, when.yaml; or when.jsonl, {"id": "call-7", "context": {"hour": 7}} a line:
+
+    \b
+      call-7: {hour: 7, app: maps}
+
     Exit codes: 0 all done, 1 some failed, 2 the call cannot be used, 130 interrupted.
     """
     names = check_formats(formats, out)
@@ -180,6 +197,8 @@ def transcribe(
     changes = search_changes(beam, lm, lm_weight, settings or [], settings_file, rescore_lm)
     files_of_models = [path for path in (lm, rescore_lm) if path]
     job = _Job(model, device, catalog, files_of_models, changes, batch_s)
+    if context:
+        job.take_contexts(context, recordings)
     if out is None:
         return _to_stdout(job, recordings, names[0])
     return _to_folder(job, recordings, names, out, overwrite)
@@ -249,6 +268,7 @@ class _Job:
         self._models = models
         self._changes = changes
         self._batch_s = batch_s
+        self._contexts: dict[Path, UtteranceContext] = {}
         self.settings: dict[str, Any] = {
             "model": bundle_fingerprint(model),
             "entities": catalog.fingerprint() if catalog else None,
@@ -258,6 +278,33 @@ class _Job:
         self.notes: dict[str, Any] = {}
         self.tally = Tally()
         self.seconds = 0.0
+
+    def take_contexts(self, path: Path, recordings: Sequence[Recording]) -> None:
+        """Read what is known of recordings.
+
+        Raises:
+            ConfigError, DataError: contexts of none of them, or two contexts of one file.
+        """
+        from lm.utterance_context import read_contexts
+
+        found = read_contexts(path)
+        known = [recording for recording in recordings if recording.id in found]
+        if recordings and not known:
+            raise DataError(
+                f"{path} has contexts of {next(iter(found))!r} …, none of {recordings[0].id!r} …",
+                "those of the recordings, by id",
+                "correct the ids: that of a file is its name without its ending",
+            )
+        self._contexts = {recording.path: found[recording.id] for recording in known}
+        for recording in recordings:
+            if found.get(recording.id, {}) != self._contexts.get(recording.path, {}):
+                raise DataError(
+                    f"{recording.path} under several ids with contexts of their own", "one context of a file",
+                    "transcribe it once with each context",
+                )  # fmt: skip
+        if len(known) < len(recordings):
+            say(f"{path}: contexts of {len(known)} of {len(recordings)} recordings; the others go without")
+        self.settings["context"] = file_digest(path)
 
     def load(self) -> Recognise:
         """The model, with the lists checked against it."""
@@ -271,7 +318,11 @@ class _Job:
         options = recognizer.decoding.changed(self._changes, "--set")
         add_models(recognizer, self._models, options)
         return partial(
-            recognizer.transcribe_many, entities=self._catalog, batch_s=self._batch_s, options=options
+            recognizer.transcribe_many,
+            entities=self._catalog,
+            contexts=self._contexts,
+            batch_s=self._batch_s,
+            options=options,
         )
 
     def run(self, recordings: Sequence[Recording], folder: ResultsFolder | None = None) -> Iterator[Outcome]:
@@ -309,15 +360,11 @@ def add_models(recognizer: Recognizer, paths: Sequence[Path], options: DecodingC
     """Offer language models to a recognizer, and read those that ``options`` use before anything is searched."""
     from lm.model_files import model_name
 
-    fusion, second = options.fusion, options.rescoring
     for path in paths:
         recognizer.language_models.add(model_name(path), path)
-    subword = [fusion.lm, fusion.internal_lm, second.internal_lm]
-    if second.unit == "word" and second.lm:
-        recognizer.language_models.words(second.lm)
-    else:
-        subword.append(second.lm)
-    for name in filter(None, subword):
+    if options.rescoring.unit == "word" and options.rescoring.lm:
+        recognizer.language_models.words(options.rescoring.lm)
+    for name in options.subword_models:
         recognizer.language_models.get(name)
 
 

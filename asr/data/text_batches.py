@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from asr.data.token_text import Ints, TokenText
+from lm.contextual import ContextualLM
+from lm.language_model import LanguageModel
 
 BLOCK = 64
 """Sentences that stay together until they reach the buffer; so little of the order must be kept in memory."""
@@ -30,6 +32,22 @@ class TextBatch:
         """The same batch on ``device``."""
         context = None if self.context is None else self.context.to(device)
         return TextBatch(self.tokens.to(device), self.lengths.to(device), context)
+
+
+def contexts_for(model: LanguageModel, text: TokenText) -> Callable[[Ints], Tensor] | None:
+    """The contexts ``(B, N)`` of sentences by number, as ``model`` takes them; None if it takes none, or there are
+    none.
+
+    Raises:
+        DataError: a field that the model does not have, or a value that it cannot have.
+    """
+    if not isinstance(model, ContextualLM) or not model.takes_context:
+        return None
+    said = text.contexts()
+    if said is None:
+        return None
+    table = model.encode(said)
+    return lambda chosen: table[torch.from_numpy(chosen)]
 
 
 class TextBatches:

@@ -2,7 +2,8 @@
 
 A folder holds ``tokens.bin`` (int32, one sentence after another), ``ends.bin`` (int64, where each ends),
 ``words.bin`` (int32, words of each), ``spans.bin`` (int32, rows of sentence, class, first token, end token, words)
-and ``text.json``. However long the text is, memory holds what is asked for: the files are mapped.
+and ``text.json``; for a text with contexts also ``contexts.jsonl``, that of each sentence. However long the text
+is, memory holds what is asked for: the files are mapped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,10 +24,13 @@ import numpy.typing as npt
 from asr.data.examples import Example
 from lm.errors import BundleError, DataError
 from lm.tagged_text import parse
+from lm.text_files import read_lines
 from lm.tokenizer import normalise
+from lm.utterance_context import UtteranceContext
 from lm.vocabulary import UNKNOWN, Units
 
 Ints = npt.NDArray[np.int64]
+CONTEXTS = "contexts.jsonl"
 CHUNK = 4096
 """Sentences encoded at once."""
 
@@ -53,8 +58,19 @@ class TextSummary:
     units: str
 
 
-def encode_text(lines: Iterable[str], units: Units, folder: Path) -> TextSummary:
+def encode_text(
+    lines: Iterable[str],
+    units: Units,
+    folder: Path,
+    contexts: Iterable[UtteranceContext] | None = None,
+) -> TextSummary:
     """Write a text, plain or tagged, one sentence a line, as tokens; empty lines are passed over.
+
+    Args:
+        lines: the sentences.
+        units: what they are encoded in.
+        folder: to write, in place of what is there.
+        contexts: what each line was said in, if that is known.
 
     Raises:
         DataError: no sentence can be encoded, or tags are broken.
@@ -66,9 +82,12 @@ def encode_text(lines: Iterable[str], units: Units, folder: Path) -> TextSummary
     files = [(scratch / f"{name}.bin").open("wb") for name in names]
     try:
         writer = _Writer(units, *files)
-        stream = iter(lines)
-        while chunk := list(islice(stream, CHUNK)):
-            writer.add(chunk)
+        stream, surroundings = iter(lines), iter(contexts or ())
+        with (scratch / CONTEXTS).open("w") if contexts is not None else nullcontext() as told:
+            while chunk := list(islice(stream, CHUNK)):
+                kept, said = writer.add(chunk), list(islice(surroundings, CHUNK))
+                if told is not None:
+                    told.writelines(json.dumps(said[number]) + "\n" for number in kept)
     finally:
         for file in files:
             file.close()
@@ -96,19 +115,24 @@ class _Writer:
         self._unknown = 0 if units.pieces[0] == UNKNOWN else -1
         self._sentences = self._words = self._tokens = self._entities = self._unknowns = self._left_out = 0
 
-    def add(self, lines: Sequence[str]) -> None:
-        """Some more sentences."""
+    def add(self, lines: Sequence[str]) -> list[int]:
+        """Some more sentences; returns which of them were kept."""
+        kept, begin = list[int](), 0
         for tagged, run in _runs(lines):
             if tagged:
-                self._add_tagged(run)
+                kept += [begin + number for number in self._add_tagged(run)]
             else:
-                texts = [text for text in (normalise(line, self._units.case) for line in run) if text]
+                normal = [normalise(line, self._units.case) for line in run]
+                numbers = np.array([number for number, text in enumerate(normal, begin) if text], np.int64)
+                texts = [text for text in normal if text]
                 flat, lengths = self._units.encode_flat(texts)
                 words = np.fromiter((text.count(" ") + 1 for text in texts), np.int64, len(texts))
-                self._append(flat, lengths, words)
+                kept += numbers[self._append(flat, lengths, words)].tolist()
+            begin += len(run)
+        return kept
 
-    def _add_tagged(self, lines: Sequence[str]) -> None:
-        for line in lines:
+    def _add_tagged(self, lines: Sequence[str]) -> Iterator[int]:
+        for number, line in enumerate(lines):
             tagged = parse(line)
             try:
                 ids, spans = self._units.encode_tagged(tagged)
@@ -123,12 +147,13 @@ class _Writer:
             self._files[3].write(np.array(rows, np.int32).tobytes())
             self._entities += len(rows)
             words = len(normalise(tagged.surface, self._units.case).split())
-            self._append(np.array(ids, np.int64), np.array([len(ids)]), np.array([words]))
+            if self._append(np.array(ids, np.int64), np.array([len(ids)]), np.array([words]))[0]:
+                yield number
 
     def _spells(self, text: str) -> bool:
         return bool((self._units.encode_flat([text])[0] >= 0).all())
 
-    def _append(self, flat: Ints, lengths: Ints, words: Ints) -> None:
+    def _append(self, flat: Ints, lengths: Ints, words: Ints) -> npt.NDArray[np.bool_]:
         owner = np.repeat(np.arange(len(lengths)), lengths)
         bad = np.zeros(len(lengths), np.bool_)
         bad[owner[flat < 0]] = True
@@ -142,6 +167,7 @@ class _Writer:
         self._sentences += len(lengths)
         self._words += int(words.sum())
         self._unknowns += int((flat == self._unknown).sum())
+        return ~bad
 
     def summary(self) -> TextSummary:
         """What has been written."""
@@ -205,12 +231,24 @@ class TokenText:
         """S, the sentences."""
         return len(self._ends)
 
+    def contexts(self) -> list[UtteranceContext] | None:
+        """What each sentence was said in; None for a text without contexts."""
+        path = self._folder / CONTEXTS
+        if not path.exists():
+            return None
+        try:
+            found = [json.loads(line) for line in read_lines(path)]
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}", "an encoded text", "encode the text again") from None
+        return found
+
     @property
     def digest(self) -> str:
-        """Identifies the text: a hash of its tokens, ends and entities."""
+        """Identifies the text: a hash of its tokens, ends, entities and contexts."""
         digest = hashlib.sha256()
-        for name in ("tokens", "ends", "spans"):
-            with (self._folder / f"{name}.bin").open("rb") as file:
+        names = ["tokens.bin", "ends.bin", "spans.bin"]
+        for name in [*names, CONTEXTS] if (self._folder / CONTEXTS).exists() else names:
+            with (self._folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asr.data.text_batches import TextBatches
+from asr.data.text_batches import TextBatches, contexts_for
 from asr.data.token_text import Ints, TokenText
 from asr.losses.text import end_token, token_logp
 from asr.scoring.bootstrap import Bootstrap, Interval
@@ -60,6 +60,17 @@ class SentenceScores:
     unknown: Ints
     unknown_logp: Floats
     ends: bool
+
+    def part(self, chosen: NDArray[np.bool_]) -> SentenceScores:
+        """Those of some sentences."""
+        return replace(
+            self,
+            logp=self.logp[chosen],
+            tokens=self.tokens[chosen],
+            words=self.words[chosen],
+            unknown=self.unknown[chosen],
+            unknown_logp=self.unknown_logp[chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +162,8 @@ def score_neural(
     classes: bool = False,
     ends: bool | None = None,
     batch_tokens: int = AT_ONCE,
-    batches: TextBatches | None = None,
 ) -> SentenceScores:
-    """Score a text in whole batches.
+    """Score a text in whole batches; a contextual model hears each sentence in its context, if the text has any.
 
     Args:
         model: over ``units``.
@@ -162,7 +172,6 @@ def score_neural(
         classes: score entities as their class tags; otherwise as their words, and tags are impossible.
         ends: count ends of sentences; None for whether the model knows them.
         batch_tokens: tokens at once; fewer if there are many columns.
-        batches: batches of the text with contexts, for a contextual model.
 
     Raises:
         ConfigError: ends are wanted of a model that does not know them.
@@ -174,7 +183,7 @@ def score_neural(
             "ends of sentences of a model that was trained without", "none", "train it with model.end=true"
         )
     at_once = max(1, min(batch_tokens, 40_000_000 // model.vocab_size))
-    batches = batches or TextBatches(text, units.vocab_size, at_once)
+    batches = TextBatches(text, units.vocab_size, at_once, context=contexts_for(model, text))
     unknown = 0 if units.pieces[0] == UNKNOWN else -2
     found = _empty(text, ends, classes)
     device = next(model.parameters()).device

@@ -45,7 +45,7 @@ class Fake:
         return Report()
 
     def transcribe_many(
-        self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: Any
+        self, paths: Sequence[Path], *, entities: Any, contexts: Any, batch_s: float, options: Any
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
         time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
         # Out of order on purpose: the command puts results back in the order given.
@@ -59,6 +59,7 @@ class Fake:
             if path.read_bytes() == b"bug":
                 raise KeyError("bug in the search")
             text = f"{path.read_text()} beam {options.search.beam} list {bool(entities)} batch {batch_s}"
+            text += f" context {json.dumps(contexts[path])}" if path in contexts else ""
             yield path, Transcript(path.stem, text, 2.0)
 
 
@@ -192,6 +193,53 @@ def test_lists_on_standard_input_and_from_kaldi(model: Path, audio: Path, loaded
     assert [line[:3] for line in result.stdout.splitlines()] == ["b\tB", "a\tA"]
     (audio / "wav.scp").write_text(f"utt7 {audio}/b.wav\n")
     assert transcribe(audio / "wav.scp", "-m", model).stdout.startswith("utt7\tB")
+
+
+def test_contexts_go_to_recordings_by_id(model: Path, audio: Path, tmp_path: Path, loaded: list[Any]) -> None:
+    lines = tmp_path / "when.jsonl"
+    lines.write_text('{"id": "a", "context": {"hour": 7}, "text": "x"}\n\n{"id": "z", "context": {}}\n')
+    words = [audio, "-m", model, "--context", lines]
+    result = transcribe(*words)
+    assert [line.partition("context ")[2] for line in result.stdout.splitlines()] == ['{"hour": 7}', "", ""]
+    assert "contexts of 1 of 3 recordings" in result.stderr
+    table = tmp_path / "when.yaml"
+    table.write_text("utt7: {hour: 8}\n7: {hour: 9}\n")
+    (audio / "wav.scp").write_text(f"utt7 {audio}/b.wav\n7 {audio}/c.wav\n")
+    result = transcribe(audio / "wav.scp", "-m", model, "--context", table)
+    assert [line[-11:] for line in result.stdout.splitlines()] == ['{"hour": 8}', '{"hour": 9}']
+    assert "contexts of" not in result.stderr
+    out = ["--out", tmp_path / "out"]
+    assert "3 done, 0 skipped" in transcribe(audio, "-m", model, *out).stderr
+    assert "3 done, 0 skipped" in transcribe(*words, *out).stderr
+    assert "0 done, 3 skipped" in transcribe(*words, *out).stderr
+    lines.write_text('{"id": "a", "context": {"hour": 8}}\n')
+    assert "3 done, 0 skipped" in transcribe(*words, *out).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("c.jsonl", '{"id": "a"}', "c.jsonl line 1"),
+        ("c.jsonl", '{"id": "a", "context": {}}\n{"id": "a", "context": {}}', "a second context of 'a'"),
+        ("c.jsonl", '{"id": "a", "context": [7]}', "the context [7]"),
+        ("c.jsonl", "{", '"context": {"hour": 7}'),
+        ("c.jsonl", "", "c.jsonl is empty"),
+        ("c.yaml", "a: 7", "'a': the context 7"),
+        ("c.yaml", "- a", "a YAML mapping"),
+        ("c.yaml", "b: {hour: 7}", "none of 'a'"),
+        ("c.csv", "a,7", ".jsonl or .yaml"),
+        ("two.yaml", "one: {hour: 7}\ntwo: {hour: 8}", "under several ids"),
+        ("two.yaml", "one: {hour: 7}", "under several ids"),
+    ],
+)
+def test_contexts_that_cannot_be_used(
+    model: Path, audio: Path, tmp_path: Path, loaded: list[Any], name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    (audio / "wav.scp").write_text(f"one {audio}/a.wav\ntwo {audio}/a.wav\n")
+    wav = audio / ("wav.scp" if name == "two.yaml" else "a.wav")
+    unusable(transcribe(wav, "-m", model, "--context", tmp_path / name), says)
+    assert loaded == []
 
 
 def test_unusable_calls_touch_no_model(model: Path, audio: Path, tmp_path: Path, loaded: list[Any]) -> None:
@@ -334,11 +382,12 @@ def test_info_tells_what_a_model_is(real: Path, tmp_path: Path) -> None:
 
 
 def test_every_verb_loads_and_teaches() -> None:
-    for verb in VERBS:
-        assert callable(verb.load())
-        result = call(verb.name, "--help")
+    for verb, part in [(v, p) for v in VERBS for p in v.parts or ("",)]:
+        assert callable(verb.load(part))
+        words = [verb.name, *part.split()]
+        result = call(*words, "--help")
         assert result.exit_code == 0
-        assert f"asr {verb.name} " in result.stdout.split("Examples:")[1], "examples as pasted"
+        assert f"asr {' '.join(words)} " in result.stdout.split("Examples:")[1], "examples as pasted"
 
 
 def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:

@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from asr.bundle import save_bundle
+from asr.cli.main import build_app
 from asr.decoding_config import DecodingConfig
 from asr.families import load_family
 from asr.features import FeatureConfig, FeatureNormaliser, fbank
 from asr.recognizer import Recognizer
 from decoding.result import Hypothesis, Transcript
 from lm.config import merge
-from lm.errors import ConfigError
+from lm.errors import ConfigError, DataError
 from lm.kneser_ney import train_arpa
 from lm.model_files import make_language_model, save_language_model
 from lm.ngram import NGramModel
@@ -52,6 +55,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
     "lstm": {"width": 16},
     "based": {"layers": 2, "width": 16, "heads": 2, "features": 2, "window": 3, "feed_forward": 32},
+    "contextual": {
+        "width": 16,
+        "context_width": 8,
+        "fields": [
+            {"kind": "categorical", "name": "app", "values": ["maps", "music"]},
+            {"kind": "cyclic", "name": "hour", "period": 24},
+        ],
+    },
 }
 
 
@@ -323,8 +334,86 @@ def test_what_does_not_go_together(recognizers: dict[str, Recognizer]) -> None:
     for family, fusion, says in (
         ("ctc", {"internal": "ilme"}, "ilme with a CTC model"),
         ("ctc", {"lm": "ngram", "how": "mix"}, "no language model of its own"),
-        ("factorized", {"lm": "trigram"}, "based, bigram, lstm, ngram, transformer"),
+        ("factorized", {"lm": "trigram"}, "based, bigram, contextual, lstm, ngram, transformer"),
     ):
         recognizer = recognizers[family]
         with pytest.raises(ConfigError, match=says):
             recognizer.transcribe(sound(0.5, 1), options=options_of(recognizer, fusion=fusion))
+
+
+FIRST = {"fusion": {"lm": "contextual", "weight": 0.5}}
+SECOND = {"rescoring": {"lm": "contextual", "weight": 0.5}}
+TAKEN_OUT = {"fusion": {"internal": "lm", "internal_lm": "contextual"}}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, FIRST) for family in ("ctc", "factorized", "aed")),
+        ("factorized", merge(FIRST, {"fusion": {"how": "mix"}})),
+        ("ctc", SECOND),
+        ("taed", merge(SECOND, {"rescoring": {"over": "lattice"}})),
+        ("transducer", TAKEN_OUT),
+        ("factorized", {"rescoring": {"internal_lm": "contextual"}}),
+    ],
+)
+def test_each_recording_is_heard_in_its_own_context(
+    recognizers: dict[str, Recognizer], family: str, changes: dict[str, Any]
+) -> None:
+    recognizer = recognizers[family]
+    options = options_of(recognizer, search={"beam": 4}, **changes)
+    recordings = [sound(1.5, 1), sound(2.2, 2), sound(1.0, 3)]
+    contexts = [{"app": "maps"}, None, {"hour": 7, "app": "music"}]
+    together = recognizer.transcribe(recordings, context=contexts, options=options)
+    for recording, context, result in zip(recordings, contexts, together, strict=True):
+        alike(recognizer.transcribe(recording, context=context, options=options), result)
+    plain = recognizer.transcribe(recordings, options=options)
+    alike(plain[1], together[1])
+    assert recognizer.transcribe(recordings, context={}, options=options) == plain
+    for number in (0, 2):
+        known, unknown = together[number].hypotheses[0], plain[number].hypotheses[0]
+        assert known.score != pytest.approx(unknown.score, abs=1e-3)
+
+
+def test_contexts_that_nothing_takes(recognizers: dict[str, Recognizer]) -> None:
+    recognizer = recognizers["ctc"]
+    known = {"app": "maps"}
+    for changes in ({}, {"fusion": {"lm": "lstm"}}, {"rescoring": {"lm": "ngram"}}):
+        options = options_of(recognizer, **changes)
+        with pytest.raises(ConfigError, match="no language model takes any"):
+            recognizer.transcribe(sound(0.5, 1), context=known, options=options)
+        with pytest.raises(ConfigError, match="no language model takes any"):
+            recognizer.lattices([sound(0.5, 1)], context=known, options=options)
+    options = options_of(recognizer, **FIRST)
+    for context, says in (({"hour": 25}, "from 0 to 24"), ({"apps": "maps"}, "did you mean 'app'")):
+        with pytest.raises(DataError, match=says):
+            recognizer.transcribe(sound(0.5, 1), context=context, options=options)
+    with pytest.raises(Exception, match="1 contexts for 2 recordings"):
+        recognizer.transcribe([sound(0.5, 1)] * 2, context=[known], options=options)
+    transcript, _ = recognizer.lattices([sound(1.5, 1)], context=known, options=options)[0]
+    alike(transcript, recognizer.transcribe(sound(1.5, 1), context=known, options=options))
+
+
+def test_the_command_takes_contexts(tmp_path: Path, recognizers: dict[str, Recognizer]) -> None:
+    recognizer = recognizers["ctc"]
+    models = recognizer.language_models
+    folder = models._file("contextual").parent.parent
+    contexts = {"a": {"app": "maps", "hour": 7}, "b": {"app": "music"}}
+    for number, name in enumerate("abc"):
+        soundfile.write(tmp_path / f"{name}.wav", sound(1.5, number), 16000, subtype="FLOAT")
+    (tmp_path / "when.yaml").write_text(str(contexts))
+
+    def call(*words: str) -> Any:
+        argv = ["transcribe", str(tmp_path), "-m", str(folder), "--context", str(tmp_path / "when.yaml")]
+        return CliRunner().invoke(build_app(argv), [*argv, *words])
+
+    result = call("--set", "fusion.lm=contextual", "--set", "fusion.weight=3")
+    assert result.exit_code == 0, result.output
+    options = options_of(recognizer, fusion={"lm": "contextual", "weight": 3})
+    paths = [tmp_path / f"{name}.wav" for name in "abc"]
+    expected = recognizer.transcribe(paths, context=[*contexts.values(), None], options=options)
+    assert result.stdout.splitlines() == [f"{found.id}\t{found.text}" for found in expected]
+    assert expected[0].text != recognizer.transcribe(paths[0], options=options).text
+    refused = call()
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1].startswith("asr: error: contexts of utterances where no language")

@@ -326,7 +326,7 @@ def test_a_long_recording_is_decoded_while_it_is_read(
 
 def test_many_short_recordings_share_batches(recognizer: Recognizer, batches: list[Any]) -> None:
     recordings = [sound(0.5 + (n * 7 % 5) / 10, n) for n in range(20)]
-    results = dict(recognizer._run(recordings, [None] * 20, 16000, None, batch_s=5.0))
+    results = dict(recognizer._run(recordings, [None] * 20, [None] * 20, 16000, None, batch_s=5.0))
     assert list(results) == list(range(20))
     assert len(batches) < 10
     alone = [recognizer.transcribe(recording) for recording in recordings]
@@ -345,7 +345,7 @@ def test_results_come_as_soon_as_they_are_known(recognizer: Recognizer, batches:
                 yield samples
 
     recordings = Recordings([sound(1.0, n) for n in range(6)])
-    run = recognizer._run(recordings, [None] * 6, 16000, None, batch_s=2.0)
+    run = recognizer._run(recordings, [None] * 6, [None] * 6, 16000, None, batch_s=2.0)
     assert next(run)[0] == 0
     assert read == [0, 1]
     assert [number for number, _ in run] == [1, 2, 3, 4, 5]
@@ -404,7 +404,7 @@ def test_an_error_of_a_decoder_is_nobodys_recording(
 
     monkeypatch.setattr(Recognizer, "_decode", fail)
     with pytest.raises(VocativeError, match="a bug"):
-        list(recognizer._run([sound(1.0, 0)], [None], 16000, None, 0.5))
+        list(recognizer._run([sound(1.0, 0)], [None], [None], 16000, None, 0.5))
 
 
 def test_audio_that_cannot_be_used(recognizer: Recognizer) -> None:

@@ -27,6 +27,7 @@ from asr.streaming import EndpointConfig, Partial
 from decoding.frame_sync import BeamSearch
 from decoding.result import Transcript, Word
 from lm.errors import AudioError, ConfigError, EntityListError
+from lm.model_files import make_language_model, save_language_model
 from lm.tokenizer import Tokenizer
 
 Samples = NDArray[np.float32]
@@ -147,6 +148,29 @@ def test_a_stream_without_cuts_is_the_recording(
     if name != "ctc":  # of which the end of the list may differ
         assert [h.text for h in final.hypotheses] == [h.text for h in whole.hypotheses]
     check_way(partials, final)
+
+
+def test_a_stream_is_heard_in_its_context(recognizers: dict[str, Recognizer], tmp_path: Path) -> None:
+    recognizer, samples, context = recognizers["ctc"], sound(3.0, 1), {"hour": 7}
+    torch.manual_seed(0)
+    shape = {"width": 16, "fields": [{"kind": "cyclic", "name": "hour", "period": 24}]}
+    model = make_language_model("contextual", shape, recognizer.tokenizer, "here")
+    save_language_model(tmp_path / "lm.safetensors", "contextual", model.config, model, recognizer.tokenizer)
+    recognizer.language_models.add("hours", tmp_path / "lm.safetensors")
+    changes = {"fusion": {"lm": "hours", "weight": 2.0}, "rescoring": {"lm": "hours"}}
+    options = recognizer.decoding.changed(changes, "here")
+    scores = []
+    for said in (context, None):
+        stream = StreamingRecognizer(recognizer, context=said, options=options, endpoint=None)
+        for piece in pieces(samples, random.Random(0)):
+            stream.push(piece)
+        found, whole = stream.finish(), recognizer.transcribe(samples, context=said, options=options)
+        assert found.text == whole.text
+        assert found.hypotheses[0].score == pytest.approx(whole.hypotheses[0].score, abs=1e-3)
+        scores.append(found.hypotheses[0].score)
+    assert scores[0] != pytest.approx(scores[1], abs=1e-2)
+    with pytest.raises(ConfigError, match="no language model takes any"):
+        StreamingRecognizer(recognizer, context=context)
 
 
 def test_most_words_are_stable_before_the_end_and_entities_among_them(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from decoding.frame_sync import BeamConfig, BeamSearch
 from decoding.internal_lm import ContextScorer, InternalContexts, Interpolated, density_ratio, ilme, lodr
 from decoding.scorer import Scorer
 from decoding.trace import RawHypothesis
+from lm.contextual import ContextualLM, ContextualLMConfig
 from lm.errors import ConfigError
+from lm.utterance_context import CategoricalField, UtteranceContext
 
 SEEDS = st.integers(0, 100_000)
 TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=5)
@@ -132,6 +135,35 @@ def test_interpolated_contexts_serve_a_search(seed: int) -> None:
         emitter, expected = (ToyEmitter([5, 3], lm, seed, sharpness=2.0) for lm in (one, alone))
         emitter.contexts = Interpolated(one.contexts(), two.contexts(), weight)
         same(search(emitter, []), search(expected, []))
+
+
+@pytest.mark.parametrize("how", ["stacked", "mixed"])
+def test_a_search_hears_each_utterance_in_its_own_context(how: str) -> None:
+    torch.manual_seed(0)
+    values = ("maps", "music")
+    fields = (CategoricalField(kind="categorical", name="app", values=values),)
+    external = ContextualLM(ContextualLMConfig(fields=fields, width=8, context_width=4), VOCAB, 0).eval()
+    for parameter in external.parameters():
+        parameter.data.mul_(4.0)
+
+    def found(lengths: list[int], said: Sequence[UtteranceContext | None]) -> list[list[RawHypothesis]]:
+        emitter, store = (
+            ToyEmitter(lengths, BigramLM(VOCAB, 0, 1), 1),
+            external.contexts(external.encode(said)),
+        )
+        if how == "stacked":
+            return search(emitter, [ContextScorer(store, "fusion", 1.0)])
+        emitter.contexts = Interpolated(emitter.contexts, store, 0.9)
+        return search(emitter, [])
+
+    contexts: list[Any] = [{"app": "maps"}, None, {"app": "music"}, {"app": "maps"}]
+    together = found([5] * 4, contexts)
+    # The toy's acoustics differ by place, so an utterance alone is one whose neighbours have no context.
+    for place, said in enumerate(contexts):
+        others = [said if n == place else None for n in range(4)]
+        same(together[place : place + 1], found([5] * 4, others)[place : place + 1])
+    swapped = found([5] * 4, [{"app": "music"}, *contexts[1:]])
+    assert [h.score for h in swapped[0]] != pytest.approx([h.score for h in together[0]], abs=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from asr.data.text_batches import TextBatches
 from asr.data.token_text import TokenText, encode_text
 from asr.losses.text import token_logp
+from asr.scoring.head_tail import head_and_tail
 from asr.scoring.perplexity import score_file, score_ngram
 from lm.config import build_config, merge
 from lm.errors import ConfigError, DataError
 from lm.model_files import load_language_model
 from lm.ngram import NGramModel
+from lm.tokenizer import Tokenizer
 from lm.vocabulary import WordVocabulary, load_units
-from recipes.lm import lm_recipe
-from recipes.lm_config import LMRecipeConfig
+from recipes.lm import contexts_of, lines_of, lm_recipe
+from recipes.lm_config import LMRecipeConfig, TextConfig
 
 NAMES = ("MAJA NOVAK", "BEN", "ZOE")
 
@@ -188,3 +190,133 @@ def test_what_cannot_be_used_is_told(corpus: Path, tmp_path: Path) -> None:
         run(VALUES, tmp_path / "work", corpus)
     with pytest.raises(DataError):
         encode_text(iter(["", " "]), WordVocabulary(["A"]), tmp_path / "empty")
+
+
+APPS = {"maps": "ROUTE", "music": "SONG", "phone": "CALL"}
+SAID: dict[str, Any] = {
+    "recipe": "lm",
+    "corpus": "toys",
+    "train": [{"path": "train.jsonl"}],
+    "dev": {"path": "dev.jsonl"},
+    "evaluation": {
+        "shuffled": {"path": "dev.jsonl", "contexts": "shuffled"},
+        "blind": {"path": "dev.jsonl", "contexts": "none"},
+        "plain": {"path": "dev.txt"},
+    },
+    "units": {"kind": "word", "size": 40},
+    "head_and_tail": True,
+    "lm": {
+        "kind": "contextual",
+        "model": {
+            "width": 12,
+            "context_width": 6,
+            "dropout": 0.0,
+            "fields": [{"kind": "categorical", "name": "app", "values": list(APPS)}],
+        },
+        "epochs": 8,
+        "evaluations": 4,
+        "batch_tokens": 60,
+        "peak_lr": 0.03,
+    },
+}
+
+
+def write_said(path: Path, count: int, seed: int) -> list[str]:
+    """Sentences of which the app tells the first word, and lines that cannot be encoded among them."""
+    draw, lines = random.Random(seed), list[str]()
+    for number in range(count):
+        app = draw.choice(list(APPS))
+        said = f"{APPS[app]} {' '.join(draw.choice('ABCDEFGH') for _ in range(3))}"
+        lines.append(json.dumps({"text": said, "context": {"app": app}, "id": number}))
+        if number % 5 == 0:
+            lines.append(json.dumps({"text": " ", "context": {"app": "never met"}}))
+    path.write_text("\n".join(lines))
+    return lines
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    folder = tmp_path / "told"
+    folder.mkdir()
+    write_said(folder / "train.jsonl", 250, 1)
+    rows = map(json.loads, write_said(folder / "dev.jsonl", 60, 2))
+    (folder / "dev.txt").write_text("\n".join(row["text"] for row in rows))
+    return folder
+
+
+def test_a_contextual_model_uses_the_contexts_of_the_text(told: Path, tmp_path: Path) -> None:
+    run(SAID, tmp_path / "work", told)
+    figures = json.loads((tmp_path / "work" / "RESULTS.json").read_text())
+    how = "as spoken, ends of sentences not counted"
+    value = {name: figures[f"{name}, {how}"]["token"]["value"] for name in ("dev", *SAID["evaluation"])}
+    assert value["dev"] < 0.85 * value["blind"]
+    assert value["dev"] < 0.8 * value["shuffled"]
+    assert value["plain"] == pytest.approx(value["blind"], abs=1e-4)
+    halves = [figures[f"dev, {how}, {half}"] for half in ("head", "tail")]
+    assert sum(half["sentences"] for half in halves) == figures[f"dev, {how}"]["sentences"] == 60
+    text = TokenText(tmp_path / "work" / "tokens" / "dev")
+    units = load_units(tmp_path / "work")
+    contexts = text.contexts()
+    assert contexts is not None
+    for index in range(len(text)):
+        assert units.pieces[int(text.sentence(index)[0])] == APPS[contexts[index]["app"]]
+    mixed = TokenText(tmp_path / "work" / "tokens" / "shuffled").contexts()
+    assert mixed is not None
+    assert mixed != contexts
+
+
+def test_a_model_told_of_shuffled_contexts_learns_nothing_of_them(told: Path, tmp_path: Path) -> None:
+    control = [{"path": "train.jsonl", "contexts": "shuffled"}]
+    values = {**SAID, "train": control, "dev": {"path": "dev.jsonl", "contexts": "shuffled"}}
+    run({**values, "evaluation": {"own": {"path": "dev.jsonl"}}}, tmp_path / "work", told)
+    figures = json.loads((tmp_path / "work" / "RESULTS.json").read_text())
+    own, other = (figures[f"{n}, as spoken, ends of sentences not counted"] for n in ("own", "dev"))
+    assert own["token"]["value"] == pytest.approx(other["token"]["value"], rel=0.1)
+
+
+def test_halves_of_a_text_by_its_rarest_words(tmp_path: Path) -> None:
+    lines = ["A A B", "A B", "A C", "A B D"]
+    units = WordVocabulary(["A", "B", "C"])
+    for name, text in (("train", lines), ("text", ["A", "B A", "C", "D A", "A A"])):
+        encode_text(text, units, tmp_path / name)
+    found = head_and_tail(TokenText(tmp_path / "train"), TokenText(tmp_path / "text"), units)
+    # A is there 5 times, B 3, C once, D is unknown: the rarest words of the sentences are seen 5, 3, 1, 0, 5 times.
+    assert found["head"].tolist() == [True, False, False, False, True]
+    assert (found["head"] ^ found["tail"]).all()
+    words = Tokenizer.train(["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20, 40)
+    for name, text in (
+        ("train", ["maja maja call call novak"] * 2),
+        ("text", ["call maja", "maja novak", "zoe"]),
+    ):
+        encode_text(text, words, tmp_path / name)
+    found = head_and_tail(TokenText(tmp_path / "train"), TokenText(tmp_path / "text"), words)
+    assert found["head"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "changes", "says"),
+    [
+        ('{"text": 7, "context": {}}', {}, "train.jsonl line 1"),
+        ('{"text": "A B", "context": "maps"}', {}, "fields with values"),
+        ("A B", {}, "train.jsonl line 1"),
+        ('{"text": "A B", "context": {"ap": "maps"}}', {}, "did you mean 'app'"),
+        ('{"text": "A B"}', {"train": [{"path": "train.jsonl", "contexts": "none"}]}, "without contexts"),
+    ],
+)
+def test_text_with_contexts_that_cannot_be_used(
+    told: Path, tmp_path: Path, line: str, changes: dict[str, Any], says: str
+) -> None:
+    (told / "train.jsonl").write_text(line + "\n")
+    with pytest.raises(Exception, match=says):
+        run({**SAID, **changes}, tmp_path / "work", told)
+
+
+def test_fields_that_stand_in_the_line_itself(told: Path) -> None:
+    (told / "flat.jsonl").write_text('{"said": "A", "app": "maps", "x": 1}\n{"said": "B", "app": null}\n')
+    text = TextConfig(path=told / "flat.jsonl", text="said", context=("app", "hour"))
+    assert list(lines_of(text)) == ["A", "B"]
+    assert list(contexts_of([text]) or ()) == [{"app": "maps", "hour": None}, {"app": None, "hour": None}]
+    assert list(lines_of(text.model_copy(update={"skip": 1, "sentences": 5}))) == ["B"]
+    plain = TextConfig(path=told / "dev.txt")
+    assert contexts_of([plain]) is None
+    assert len(list(contexts_of([text, plain]) or ())) == 2 + len(list(lines_of(plain)))
