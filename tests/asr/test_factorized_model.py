@@ -131,7 +131,7 @@ def test_a_wide_beam_finds_what_enumeration_finds(variant: Variant) -> None:
 def test_with_lists_a_wide_beam_finds_all_alignments_and_readings(variant: Variant) -> None:
     """The class language model takes the predictor's place; the normaliser stays that of the predictor over V.
 
-    Inside an entity the normaliser is of what was said of it so far; the class language model still waits before it.
+    Inside an entity the normaliser is of what was said of it so far; the class language model waits before it.
     """
     model, starts = make(variant, vocab=3, sharpness=3.0), torch.tensor([True, False, True])
     encoded, lengths = model.encode(torch.randn(1, 16, 8), torch.tensor([16]))

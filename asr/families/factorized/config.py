@@ -15,8 +15,8 @@ class FactorizedConfig(Config):
     """Shape of a factorized transducer (FNT) whose vocabulary predictor may be class-based (C-FNT)."""
 
     variant: Variant = "fnt"
-    """``fnt``: one softmax over labels and blank. ``mhat``: blank has a sigmoid of its own, labels share the rest by
-    a softmax over V alone, so what the language model says never decides when to speak (arXiv 2210.17049)."""
+    """``fnt``: one softmax over labels and blank. ``mhat``: blank has a sigmoid of its own, the labels share the
+    rest by a softmax over V alone; the language model then never decides when to speak (arXiv 2210.17049)."""
     encoder: EncoderConfig = ConformerConfig()
     """The acoustic encoder; a Conformer unless ``kind`` says ``blstm``."""
     predictor: TransformerLMConfig = TransformerLMConfig()
