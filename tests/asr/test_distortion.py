@@ -184,8 +184,8 @@ def test_a_stopped_training_goes_on_with_the_same_noise(noises: Path, tmp_path: 
 
 
 @pytest.mark.corpora
-def test_the_last_fold_of_esc10_is_kept_for_tests() -> None:
-    root = Path(os.environ["VOCATIVE_CORPORA"]) / "noise_esc10"
+def test_the_last_fold_of_esc10_is_kept_for_tests(corpora: Path) -> None:
+    root = corpora / "noise_esc10"
     found = find_noises(NoiseConfig(corpus="noise_esc10"))
     assert len(found) == 320
     assert all(path.is_file() for path in found)
