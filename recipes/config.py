@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asr.decoding_config import DecodingConfig
 from asr.features import FeatureConfig
@@ -13,6 +13,7 @@ from asr.training.config import TrainingConfig
 from asr.training.text_config import TextTrainingConfig
 from lm.config import Config
 from recipes.initial import InitialConfig
+from recipes.sizes import SIZES
 
 LMName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
@@ -82,6 +83,8 @@ class RecipeConfig(Config):
     """Acoustic features."""
     family: str = "factorized"
     """Model family, a folder of ``asr/families``."""
+    size: Literal["tiny", "small", "medium", "large"] | None = None
+    """Shape of the model by name, see ``recipes/sizes.py``; what ``model`` says itself wins."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Shape of the model: the family's configuration."""
     loss: dict[str, Any] = Field(default_factory=dict)
@@ -98,3 +101,9 @@ class RecipeConfig(Config):
     """Language models by name, trained on the corpus's text or apart; they go into the model's ``lm/``."""
     systems: list[SystemConfig] = Field(min_length=1)
     """What is compared on the test set; the last one's settings become the model's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_size(cls, values: Any) -> Any:
+        size = values.get("size") if isinstance(values, dict) else None
+        return SIZES[size](values) if isinstance(size, str) and size in SIZES else values

@@ -171,6 +171,8 @@ SYSTEM = {"name": "C-FNT"}
         ({"systems": [{"name": "+"}]}, "system '+'"),
         ({"corpus": "an4", "data": {}}, "no folder for corpus 'an4'; expected --corpus DIR"),
         ({"corpus": "an5"}, "corpus = 'an5'"),
+        ({"size": "smal"}, "size = 'smal'; expected input should be 'tiny', 'small', 'medium' or 'large'"),
+        ({"size": "small", "model": {"encoder": {"layer": 2}}}, "did you mean 'layers'"),
         ({"training": {"noise": {"corpus": "nowhere"}}}, "training.noise.corpus = 'nowhere'"),
         ({"training": {"reverb": {"rt60": [0.2, 0.3]}}}, "did you mean 'rt60_s'"),
     ],
