@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class LanguageModels:
         self._device = device
         self._loaded: dict[str, Contextual] = {}
         self._words: dict[str, WordLM] = {}
+        self._tagged: dict[str, bool] = {}
 
     @classmethod
     def of_folder(cls, folder: Path, tokenizer: Tokenizer, device: str = "cpu") -> LanguageModels:
@@ -76,6 +77,7 @@ class LanguageModels:
         self._files[name] = path
         self._loaded.pop(name, None)
         self._words.pop(name, None)
+        self._tagged.pop(name, None)
 
     def get(self, name: str) -> Contextual:
         """The model of a name.
@@ -111,6 +113,12 @@ class LanguageModels:
         """Contexts of a model for one search."""
         return self.get(name).contexts()
 
+    def knows_classes(self, name: str) -> bool:
+        """Whether class tags may follow in a model; one without them is no use for lists as classes."""
+        if name not in self._tagged:
+            self._tagged[name] = self.contexts(name).knows_classes
+        return self._tagged[name]
+
 
 class Knowledge:
     """The knowledge sources of one recognizer; lists used before are found again.
@@ -129,7 +137,7 @@ class Knowledge:
 
     def biasing(self, options: DecodingConfig) -> str:
         """What lists are used for: ``classes``, ``phrases`` or ``none``."""
-        return resolve_biasing(options, self._own_classes)
+        return resolve_biasing(options, self._own_classes, self.models.knows_classes)
 
     def lists(self, catalog: EntityCatalog | None, options: DecodingConfig) -> Lists | None:
         """Encode and compile lists.
@@ -285,17 +293,20 @@ def _label_beam(options: DecodingConfig) -> LabelBeamConfig:
     )
 
 
-def resolve_biasing(options: DecodingConfig, own_classes: bool) -> str:
+def resolve_biasing(
+    options: DecodingConfig, own_classes: bool, knows_classes: Callable[[str], bool] = lambda _: True
+) -> str:
     """What lists are used for: ``classes``, ``phrases`` or ``none``.
 
     Args:
         options: settings of the search.
         own_classes: whether the model itself has a language model that knows classes.
+        knows_classes: whether a language model, by its name, knows them.
     """
     if options.biasing != "auto":
         return options.biasing
     fused = bool(options.fusion.lm) and options.fusion.weight > 0
-    return "classes" if own_classes or fused else "phrases"
+    return "classes" if own_classes or (fused and knows_classes(options.fusion.lm)) else "phrases"
 
 
 def _phrases(encoded: EncodedCatalog, vocab: int) -> BoostGraph:

@@ -314,6 +314,24 @@ def test_lists_without_any_class_model_are_phrases(recognizers: dict[str, Recogn
     bigram = options_of(recognizer, biasing="classes", fusion={"lm": "bigram"})
     with pytest.raises(ConfigError, match="no language model knows classes"):
         recognizer.transcribe(sound(2.0, 3), entities=LISTS, options=bigram)
+    for model, part in (("bigram", "phrases"), ("ngram", "lm")):
+        fused = options_of(recognizer, fusion={"lm": model})
+        assert recognizer.biasing(fused) == ("phrases" if model == "bigram" else "classes")
+        result = recognizer.transcribe(sound(2.0, 3), entities=LISTS, options=fused)
+        assert part in result.hypotheses[0].scores
+        assert ("phrases" in result.hypotheses[0].scores) == (part == "phrases")
+
+
+def test_a_language_model_in_place_of_another_is_asked_anew(
+    recognizers: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    recognizer = recognizers["ctc"]
+    for name, expected in (("bigram", "phrases"), ("ngram", "classes")):
+        path = tmp_path / name / "own.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(recognizer.language_models._files[name].read_bytes())
+        recognizer.language_models.add("own", path)
+        assert recognizer.biasing(options_of(recognizer, fusion={"lm": "own"})) == expected
 
 
 def test_what_does_not_go_together(recognizers: dict[str, Recognizer]) -> None:

@@ -27,6 +27,7 @@ from asr.streaming import EndpointConfig, Partial
 from decoding.frame_sync import BeamSearch
 from decoding.result import Transcript, Word
 from lm.errors import AudioError, ConfigError, EntityListError
+from lm.kneser_ney import train_arpa
 from lm.tokenizer import Tokenizer
 
 Samples = NDArray[np.float32]
@@ -292,6 +293,32 @@ def test_a_model_that_hears_the_whole_cannot_stream(tmp_path: Path) -> None:
     recognizer = make("ctc", tmp_path, {"encoder": {**BLOCKS, "kernel": 3}})
     with pytest.raises(ConfigError, match="model.encoder.chunk above 0"):
         StreamingRecognizer(recognizer)
+
+
+def test_lattices_in_a_stream_end_with_its_utterances(
+    recognizers: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    """What a lattice remembers is bounded by the longest utterance; without cuts nothing would bound it."""
+    recognizer = recognizers["ctc"]
+    rescoring = {"lm": "bigram", "over": "lattice"}
+    options = recognizer.decoding.changed({"rescoring": rescoring}, "here")
+    with pytest.raises(ConfigError, match=r"stream without cuts.*rescoring\.over=nbest"):
+        StreamingRecognizer(recognizer, options=options, endpoint=None)
+    silent = recognizer.decoding.changed({"rescoring": rescoring | {"weight": 0.0}}, "here")
+    StreamingRecognizer(recognizer, options=silent, endpoint=None)
+    text = [[recognizer.tokenizer.pieces[i] for i in (3, 5, 7, 5, 9)]] * 4
+    train_arpa(text, 2, (path := tmp_path / "bigram.arpa"))
+    recognizer.language_models.add("bigram", path)
+    stream = StreamingRecognizer(recognizer, options=options, endpoint=EndpointConfig(longest_s=1.0))
+    sizes, finals = [], []
+    for seed in range(5):
+        finals += stream.push(sound(1.0, seed)).finals
+        search = stream._utterance._search
+        sizes.append(len(search._trace.steps))
+        assert search._standing is not None
+    assert max(sizes) <= 25  # frames of 40 ms
+    assert len(finals) >= 3
+    assert all("rescoring" in final.hypotheses[0].scores for final in finals)
 
 
 def test_delays_are_told(recognizers: dict[str, Recognizer]) -> None:
