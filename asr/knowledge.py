@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from asr.decoding_config import DecodingConfig
+from decoding.class_status import END as SENTENCE_END
 from decoding.class_status import ClassGrammar
 from decoding.frame_sync import BeamSearch
-from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.internal_lm import ContextScorer, Interpolated, SplitEnd, Subtracted, density_ratio, ilme
 from decoding.label_emitter import LabelSynchronous
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
@@ -109,9 +110,13 @@ class LanguageModels:
             self._words[name] = load_word_lm(self._file(name))
         return self._words[name]
 
-    def contexts(self, name: str) -> ContextStore:
-        """Contexts of a model for one search."""
-        return self.get(name).contexts()
+    def contexts(self, name: str, ends: bool = False) -> ContextStore:
+        """Contexts of a model for one search, with ``ends`` such that score ends of sentences.
+
+        Raises:
+            ConfigError: ``ends`` of a model that does not know them.
+        """
+        return self.get(name).contexts(ends)
 
     def knows_classes(self, name: str) -> bool:
         """Whether class tags may follow in a model; one without them is no use for lists as classes."""
@@ -182,7 +187,8 @@ class Knowledge:
             external = self.models.contexts(options.fusion.lm)
             contexts = Interpolated(contexts, external, options.fusion.weight)
         elif fused and contexts is None:
-            contexts, scale = self.models.contexts(options.fusion.lm), options.fusion.weight
+            fusion = options.fusion
+            contexts, scale = self.models.contexts(fusion.lm, fusion.end), fusion.weight
         elif not classed:
             return None
         if classed and (contexts is None or not contexts.knows_classes):
@@ -212,9 +218,16 @@ class Knowledge:
             device = emitter.lengths.device
             found.append(PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device))
         if fusion.lm and fusion.weight and fusion.how == "add" and emitter.contexts is not None:
-            found.append(ContextScorer(self.models.contexts(fusion.lm), "fusion", fusion.weight))
+            source = ContextScorer(self.models.contexts(fusion.lm, fusion.end), "fusion", fusion.weight)
+            found += (
+                [SplitEnd(source, False, "fusion"), SplitEnd(source, True, SENTENCE_END)]
+                if fusion.end
+                else [source]
+            )
         if fusion.internal == "lm":
-            source = ContextScorer(self.models.contexts(fusion.internal_lm), "internal", 1.0)
+            # It must know an end exactly if the external one does.
+            ends = fusion.end and bool(fusion.lm) and fusion.weight > 0
+            source = ContextScorer(self.models.contexts(fusion.internal_lm, ends), "internal", 1.0)
             found.append(density_ratio(source, fusion.internal_weight))
         if fusion.internal == "ilme":
             model = emitter.contexts

@@ -321,6 +321,27 @@ def test_lattices_in_a_stream_end_with_its_utterances(
     assert all("rescoring" in final.hypotheses[0].scores for final in finals)
 
 
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_end_of_a_stream_is_that_of_the_recording(
+    recognizers: dict[str, Recognizer], tmp_path: Path, name: str
+) -> None:
+    recognizer, samples = recognizers[name], sound(3.0, 4)
+    pieces_ = recognizer.tokenizer.pieces
+    luck = random.Random(1)
+    train_arpa([luck.choices(pieces_[3:], k=6) for _ in range(30)], 2, tmp_path / "ending.arpa")
+    recognizer.language_models.add("ending", tmp_path / "ending.arpa")
+    options = recognizer.decoding.changed({"fusion": {"lm": "ending", "end": True}}, "here")
+    whole = recognizer.transcribe(samples, options=options).hypotheses[0]
+    stream = StreamingRecognizer(recognizer, options=options, endpoint=None)
+    for piece in pieces(samples, luck):
+        stream.push(piece)
+    final = stream.finish().hypotheses[0]
+    assert final.text == whole.text
+    assert final.scores["end"] == pytest.approx(whole.scores["end"], abs=1e-4)
+    assert final.scores["end"] < 0
+    assert final.score == pytest.approx(whole.score, abs=1e-3)
+
+
 def test_delays_are_told(recognizers: dict[str, Recognizer]) -> None:
     stream = StreamingRecognizer(recognizers["ctc"])
     assert stream.stats.real_time_factor == 0.0
