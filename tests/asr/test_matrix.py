@@ -336,8 +336,12 @@ def test_a_language_model_in_place_of_another_is_asked_anew(
 
 @pytest.mark.parametrize(
     ("family", "model"),
-    [*((family, "ngram") for family in FAMILIES), ("ctc", "lstm-end"), ("factorized", "transformer-end")]
-    + [("aed", "transformer-end")],
+    [
+        *((family, "ngram") for family in FAMILIES),
+        ("ctc", "lstm-end"),
+        ("factorized", "transformer-end"),
+        ("aed", "transformer-end"),
+    ],
 )
 def test_ends_of_sentences_in_fusion(
     recognizers: dict[str, Recognizer], tmp_path: Path, family: str, model: str
