@@ -23,6 +23,10 @@ class FusionConfig(Config):
     how: Literal["add", "mix"] = "add"
     """``add`` its weighted log probabilities (shallow fusion), or ``mix`` it into the vocabulary predictor of a
     factorized transducer in the linear domain (arXiv 2305.17304); a mixture of weight 1 replaces the predictor."""
+    end: bool = False
+    """Whether it also scores the end of each utterance, as one of a sentence (arXiv 2104.03006); its tokens then
+    leave the end its share of the probability. It must know ends: n-grams with ``</s>``, neural ones trained with
+    ``end: true``. Off, because pieces of long recordings and streams cut at pauses often end elsewhere."""
     internal: Literal["none", "ilme", "lm"] = "none"
     """What is taken out: the model's own expectation of labels (``ilme``, arXiv 2011.01991), or a language model of
     its training transcripts: density ratio (arXiv 2002.11268), and with a bigram LODR (arXiv 2203.16776)."""
@@ -37,6 +41,8 @@ class FusionConfig(Config):
             raise ValueError("internal: lm and a name in internal_lm go together")
         if self.how == "mix" and self.weight > 1:
             raise ValueError("a weight of at most 1 with how: mix")
+        if self.how == "mix" and self.end:
+            raise ValueError("end: true only with how: add; a vocabulary predictor has no end to mix with")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from asr.decoding_config import DecodingConfig
+from decoding.class_status import END as SENTENCE_END
 from decoding.class_status import ClassGrammar
 from decoding.frame_sync import BeamSearch
-from decoding.internal_lm import ContextScorer, Interpolated, Subtracted, density_ratio, ilme
+from decoding.internal_lm import ContextScorer, Interpolated, SplitEnd, Subtracted, density_ratio, ilme
 from decoding.label_emitter import LabelSynchronous
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
@@ -63,6 +64,7 @@ class LanguageModels:
         self._device = device
         self._loaded: dict[str, Contextual] = {}
         self._words: dict[str, WordLM] = {}
+        self._tagged: dict[str, bool] = {}
 
     @classmethod
     def of_folder(cls, folder: Path, tokenizer: Tokenizer, device: str = "cpu") -> LanguageModels:
@@ -81,6 +83,7 @@ class LanguageModels:
         self._files[name] = path
         self._loaded.pop(name, None)
         self._words.pop(name, None)
+        self._tagged.pop(name, None)
 
     def get(self, name: str) -> Contextual:
         """The model of a name.
@@ -112,12 +115,22 @@ class LanguageModels:
             self._words[name] = load_word_lm(self._file(name))
         return self._words[name]
 
-    def contexts(self, name: str, surroundings: Surroundings = ()) -> ContextStore:
-        """Contexts of a model for one search; a contextual one takes of ``surroundings`` what it knows."""
+    def contexts(self, name: str, surroundings: Surroundings = (), ends: bool = False) -> ContextStore:
+        """Contexts of a model for one search; a contextual one takes of ``surroundings`` what it knows.
+
+        Raises:
+            ConfigError: with ``ends``, ends of sentences of a model that does not know them.
+        """
         model = self.get(name)
         if not isinstance(model, ContextualLM) or not any(surroundings):
-            return model.contexts()
-        return model.contexts(_encoded(model, surroundings))
+            return model.contexts(ends)
+        return model.contexts(ends, _encoded(model, surroundings))
+
+    def knows_classes(self, name: str) -> bool:
+        """Whether class tags may follow in a model; one without them is no use for lists as classes."""
+        if name not in self._tagged:
+            self._tagged[name] = self.contexts(name).knows_classes
+        return self._tagged[name]
 
 
 class Knowledge:
@@ -137,7 +150,7 @@ class Knowledge:
 
     def biasing(self, options: DecodingConfig) -> str:
         """What lists are used for: ``classes``, ``phrases`` or ``none``."""
-        return resolve_biasing(options, self._own_classes)
+        return resolve_biasing(options, self._own_classes, self.models.knows_classes)
 
     def lists(self, catalog: EntityCatalog | None, options: DecodingConfig) -> Lists | None:
         """Encode and compile lists.
@@ -207,8 +220,8 @@ class Knowledge:
             external = self.models.contexts(options.fusion.lm, surroundings)
             contexts = Interpolated(contexts, external, options.fusion.weight)
         elif fused and contexts is None:
-            contexts = self.models.contexts(options.fusion.lm, surroundings)
-            scale = options.fusion.weight
+            fusion = options.fusion
+            contexts, scale = self.models.contexts(fusion.lm, surroundings, fusion.end), fusion.weight
         elif not classed:
             return None
         if classed and (contexts is None or not contexts.knows_classes):
@@ -244,10 +257,17 @@ class Knowledge:
             device = emitter.lengths.device
             found.append(PhraseBoost(graphs, weight=options.phrase_bonus, name="phrases", device=device))
         if fusion.lm and fusion.weight and fusion.how == "add" and emitter.contexts is not None:
-            external = self.models.contexts(fusion.lm, surroundings)
-            found.append(ContextScorer(external, "fusion", fusion.weight))
+            external = self.models.contexts(fusion.lm, surroundings, fusion.end)
+            source = ContextScorer(external, "fusion", fusion.weight)
+            found += (
+                [SplitEnd(source, False, "fusion"), SplitEnd(source, True, SENTENCE_END)]
+                if fusion.end
+                else [source]
+            )
         if fusion.internal == "lm":
-            internal = self.models.contexts(fusion.internal_lm, surroundings)
+            # It must know an end exactly if the external one does.
+            ends = fusion.end and bool(fusion.lm) and fusion.weight > 0
+            internal = self.models.contexts(fusion.internal_lm, surroundings, ends)
             source = ContextScorer(internal, "internal", 1.0)
             found.append(density_ratio(source, fusion.internal_weight))
         if fusion.internal == "ilme":
@@ -343,17 +363,20 @@ def _label_beam(options: DecodingConfig) -> LabelBeamConfig:
     )
 
 
-def resolve_biasing(options: DecodingConfig, own_classes: bool) -> str:
+def resolve_biasing(
+    options: DecodingConfig, own_classes: bool, knows_classes: Callable[[str], bool] = lambda _: True
+) -> str:
     """What lists are used for: ``classes``, ``phrases`` or ``none``.
 
     Args:
         options: settings of the search.
         own_classes: whether the model itself has a language model that knows classes.
+        knows_classes: whether a language model, by its name, knows them.
     """
     if options.biasing != "auto":
         return options.biasing
     fused = bool(options.fusion.lm) and options.fusion.weight > 0
-    return "classes" if own_classes or fused else "phrases"
+    return "classes" if own_classes or (fused and knows_classes(options.fusion.lm)) else "phrases"
 
 
 def _phrases(encoded: EncodedCatalog, vocab: int) -> BoostGraph:

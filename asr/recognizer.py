@@ -258,6 +258,14 @@ class Recognizer:
         """
         return encode_catalog(self.catalog(entities) or EntityCatalog.empty(), self.tokenizer).report
 
+    def biasing(self, options: DecodingConfig | None = None) -> str:
+        """What lists are used for under ``options``: ``classes``, ``phrases`` or ``none``.
+
+        Raises:
+            ConfigError: a language model in fusion that there is not.
+        """
+        return self._knowledge.biasing(options or self.decoding)
+
     def catalog(self, entities: Entities) -> EntityCatalog | None:
         """The lists as a catalog; None where there is none."""
         if entities is None or isinstance(entities, EntityCatalog):

@@ -111,6 +111,12 @@ class StreamingRecognizer:
         name: str = "stream",
     ) -> None:
         options = options or recognizer.decoding
+        if endpoint is None and options.rescoring.active and options.rescoring.over == "lattice":
+            raise ConfigError(
+                "rescoring.over=lattice in a stream without cuts, whose lattice grows as long as it goes on",
+                "endpoints, which end the lattice with the utterance, or rescoring.over=nbest",
+                "use rescoring.over=nbest, or cut the stream into utterances",
+            )
         model: Any = recognizer.family.model
         self._recognizer, self._options, self._endpoint = recognizer, options, endpoint
         self._name = name

@@ -211,7 +211,7 @@ def _terms(name: str, at: float, searched: DecodingConfig, external: bool) -> Ca
     if name == "class_bonus":
         scale = searched.fusion.weight if external else searched.lm_scale
         return lambda h: scale * len(h.entities)
-    parts = _PARTS.get(name) or (("lm", "classes") if external else ("fusion",))
+    parts = _PARTS.get(name) or (("lm", "classes", "end") if external else ("fusion", "end"))
     return lambda h: sum(h.scores.get(part, 0.0) for part in parts) / at
 
 

@@ -30,6 +30,8 @@ from lm.prefix_tree import PrefixTree
 
 NORMAL = -1
 """Node of a hypothesis outside entities."""
+END = "end"
+"""Name of what a class grammar's language model says of the end of the utterance, in the parts of a hypothesis."""
 EXITED = -2
 """Node of a hypothesis whose last token ended an entity: the next token starts a word."""
 
@@ -131,7 +133,7 @@ class ClassGrammar:
         inactive = torch.zeros(self.graph.active.shape, device=contexts.device)
         entering = bonus - self.graph.class_cost.to(contexts.device)
         self._offset = (inactive + entering).masked_fill(~self.graph.active, -torch.inf)[:, None]  # (B, 1, C)
-        # log P(a token that starts a word) by context
+        # log P(a token that starts a word, or the end where it is scored) by context
         self._word_mass = Rows((), torch.float32, contexts.device)
 
     def start(self, utterances: int) -> tuple[Tensor, Tensor]:
@@ -187,9 +189,8 @@ class ClassGrammar:
         odds = self.contexts.score(history, self._tags) + self._offset  # (B, K, C)
         normal = self.contexts.score(history, tokens.flatten(1)[:, None])
         exited = node == EXITED
-        surface = torch.zeros((), device=node.device)
+        surface = self._surface(history, exited)
         if bool(exited.any()):
-            surface = torch.where(exited, self._starting_mass(history), surface)
             begins = self._starts_word[tokens].flatten(1)[:, None]
             normal = normal.masked_fill(exited.unsqueeze(-1) & ~begins, -torch.inf)
         total = torch.logaddexp(surface, odds.logsumexp(-1)).unsqueeze(-1)
@@ -230,6 +231,13 @@ class ClassGrammar:
             places, ends = [*places, self._order], [*ends, self._order[0] >= 0]
         return ClassArcs(*(torch.cat(parts, dim=-1) for parts in (logps, nodes, places, ends)))
 
+    def end_logp(self, history: Tensor, node: Tensor) -> Tensor:
+        """Log probability ``(B, K)`` that the text ends here; for contexts with ``ends``."""
+        odds = self.contexts.score(history, self._tags) + self._offset
+        return self.contexts.end_logp(history) - torch.logaddexp(
+            self._surface(history, node == EXITED), odds.logsumexp(-1)
+        )
+
     def advance(self, history: Tensor, tokens: Tensor) -> Tensor:
         """Histories ``(M,)`` after a token or a tag (id V + class)."""
         return self.contexts.advance(history, tokens)
@@ -243,10 +251,19 @@ class ClassGrammar:
         row = node.clamp_min(0)
         return logp + self.graph.on_logp[row], logp + self.graph.end_logp[row]
 
-    def _starting_mass(self, history: Tensor) -> Tensor:
+    def _surface(self, history: Tensor, exited: Tensor) -> Tensor:
+        """Log mass of all that may follow but classes: 0, and directly behind an entity that of new words."""
+        nothing = torch.zeros((), device=history.device)
+        return torch.where(exited, self.starting_mass(history), nothing) if bool(exited.any()) else nothing
+
+    def starting_mass(self, history: Tensor) -> Tensor:
+        """Log mass of the tokens that may follow an entity, and of the end where it is scored."""
         known = len(self._word_mass.data)
         if known < len(self.contexts):
             rows = torch.arange(known, len(self.contexts), device=history.device)
             surface = self.contexts.score(rows)[:, : self._num_tokens]
-            self._word_mass.append(surface.masked_fill(~self._starts_word, -torch.inf).logsumexp(-1))
+            mass = surface.masked_fill(~self._starts_word, -torch.inf).logsumexp(-1)
+            if self.contexts.ends:
+                mass = mass.logaddexp(self.contexts.end_logp(rows))
+            self._word_mass.append(mass)
         return self._word_mass.data[history]

@@ -99,7 +99,10 @@ class FastStep:
         if grammar is not None:
             new = len(grammar.contexts) - len(self._word_mass.data)
             if new:
-                self._word_mass.grow(new)
+                first = self._word_mass.grow(new)
+                if grammar.contexts.ends:
+                    rows = torch.arange(first, first + new)
+                    self._word_mass.data[first:] = grammar.starting_mass(rows)
             contexts = (grammar.contexts.table.numpy(), self._word_mass.data.numpy())
         label = heard.label.float()
         extra = np.empty((*label.shape, 0), np.float32)

@@ -30,7 +30,7 @@ from decoding.beam import (
     state_key,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
-from decoding.class_status import EXITED, NORMAL, ClassGrammar, ClassLook
+from decoding.class_status import END, EXITED, NORMAL, ClassGrammar, ClassLook
 from decoding.emitter import FrameSynchronous
 from decoding.entity_graph import EntityGraph
 from decoding.fast_step import FastStep, Frames, Taken
@@ -105,6 +105,8 @@ class BeamSearch:
         self._config = config
         self._grammar = grammar
         self._scorers = [s for s in scorers if s.weight]
+        ends = grammar is not None and grammar.contexts.ends
+        self._names = [s.name for s in self._scorers] + ([END] if ends else [])
         self._lm_scale = emitter.lm_scale
         if grammar:
             own = grammar.lm_scale is None
@@ -182,8 +184,8 @@ class BeamSearch:
         """
         if self._standing is None or self._ended is None:
             raise RuntimeError("BeamSearch(..., lattices=True), and finish before lattices")
-        names = [s.name for s in self._scorers]
-        return read_lattices(self._trace.steps, *self._ended, names, self._standing, self._trace.maximum)
+        steps, maximum = self._trace.steps, self._trace.maximum
+        return read_lattices(steps, *self._ended, self._names, self._standing, maximum)
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -478,14 +480,16 @@ class BeamSearch:
             s.weight * s.finish(beam.state[..., SCORERS + i].flatten()).view_as(score)
             for i, s in enumerate(self._scorers)
         ]
+        if self._grammar and self._grammar.contexts.ends:
+            history, node = beam.state[..., HISTORY], beam.state[..., NODE]
+            finish.append(self._lm_scale * self._grammar.end_logp(history, node))
         added = torch.stack(finish, dim=-1) if finish else score.new_zeros((*score.shape, 0))
         score = score + added.sum(-1)
         # An entity that was not finished is none; only where nothing else is left do its tokens stand.
         whole = score.masked_fill(beam.state[..., NODE] >= 0, -torch.inf)
         score = torch.where(whole.isneginf().all(-1, keepdim=True), score, whole)
-        names = [s.name for s in self._scorers]
         self._ended = score, added
-        return self._trace.read(score, added, names, self._config.nbest, self._worth)
+        return self._trace.read(score, added, self._names, self._config.nbest, self._worth)
 
     def _worth(self, node: int, tokens: Sequence[int]) -> float:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""

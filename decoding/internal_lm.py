@@ -86,7 +86,10 @@ class InternalContexts:
 
 
 class ContextScorer:
-    """Contexts as a scorer; an end of the utterance costs nothing. See ``decoding.scorer.Scorer``."""
+    """Contexts as a scorer. See ``decoding.scorer.Scorer``.
+
+    An end of the utterance costs nothing unless the contexts score ends of sentences.
+    """
 
     def __init__(self, contexts: Contexts, name: str, weight: float) -> None:
         self.name, self.weight = name, weight
@@ -106,6 +109,42 @@ class ContextScorer:
 
     def finish(self, state: Tensor) -> Tensor:
         """See ``Scorer.finish``."""
+        if isinstance(self._contexts, ContextStore) and self._contexts.ends:
+            return self._contexts.end_logp(state)
+        return torch.zeros(state.shape, device=state.device)
+
+
+class SplitEnd:
+    """The two halves of a source that scores ends of sentences, as scorers of their own, each with its part.
+
+    Args:
+        source: the whole.
+        end: this one says what ``source`` says of the end; otherwise what it says of the tokens.
+        name: of the part.
+    """
+
+    def __init__(self, source: Scorer, end: bool, name: str) -> None:
+        self.name, self.weight = name, source.weight
+        self._source, self._is_end = source, end
+
+    def start(self, utterances: int) -> Tensor:
+        """See ``Scorer.start``."""
+        return self._source.start(utterances)
+
+    def score(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """See ``Scorer.score``."""
+        if self._is_end:
+            return torch.zeros(tokens.shape, device=tokens.device)
+        return self._source.score(state, tokens)
+
+    def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """See ``Scorer.advance``."""
+        return self._source.advance(state, tokens)
+
+    def finish(self, state: Tensor) -> Tensor:
+        """See ``Scorer.finish``."""
+        if self._is_end:
+            return self._source.finish(state)
         return torch.zeros(state.shape, device=state.device)
 
 
@@ -190,7 +229,7 @@ class Interpolated(ContextStore):
                 "train it with the tokenizer of the model",
             )
         first, starts = _both_starts(internal, external)
-        super().__init__(internal.num_tokens, tags, internal.device, starts)
+        super().__init__(internal.num_tokens, tags, internal.device, starts=starts)
         self._internal, self._external = internal, external
         self._tagged = others == tags
         self._shares = [math.log(w) if w else -math.inf for w in (1.0 - weight, weight)]

@@ -13,7 +13,8 @@ list, and it is the room for scorers that reward labels (phrase boosts, a subtra
 best hypothesis can be lost to this rule only if from there on they add more than ``threshold`` nats on balance.
 
 A class grammar is one more language model here: its log probabilities are added to the model's own with
-``class_weight``, and in an utterance without lists it is the plain language model as the last scorer.
+``class_weight``, that of the end too where its contexts score ends, and in an utterance without lists it is the
+plain language model as the last scorer.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from decoding.beam import (
     within_beam,
 )
 from decoding.candidates import Candidates, class_candidates, plain_candidates
-from decoding.class_status import EXITED, NORMAL, ClassArcs, ClassGrammar
+from decoding.class_status import END, EXITED, NORMAL, ClassArcs, ClassGrammar
 from decoding.entity_graph import EntityGraph
 from decoding.label_emitter import Attending, LabelSynchronous, attended_frames
 from decoding.lattice import Lattice
@@ -119,7 +120,9 @@ class LabelBeamSearch:
         self._grammar = grammar
         bonus = [LengthBonus(config.length_bonus, emitter.max_labels.device)] if config.length_bonus else []
         self._scorers: list[Scorer] = [*bonus, *(s for s in scorers if s.weight)]
-        self._names = [s.name for s in self._scorers] + ([CLASS_LM, CLASSES] if grammar else [])
+        self._ends = grammar is not None and grammar.contexts.ends
+        self._names = [s.name for s in self._scorers] + ([END] if self._ends else [])
+        self._names += [CLASS_LM, CLASSES] if grammar else []
         _check_names(self._names)
         # Classes make several hypotheses of one surface; room for each twice.
         self._room = 1 if grammar is None else 2
@@ -211,7 +214,10 @@ class LabelBeamSearch:
         return new, ended
 
     def _candidates(self, labels: int, live: Beam, ended: Ended) -> tuple[Candidates, list[Tensor]]:
-        """The end and all labels, and the weighted part ``(B, K, 1 + V)`` of each scorer in them."""
+        """The end and all labels, and the weighted part ``(B, K, 1 + V)`` of each scorer in them.
+
+        (And what the class grammar says of the end, where it does.)
+        """
         scores = self._emitter.score(live.state[..., MODEL])
         label, end = scores.label_logp.float(), scores.end_logp.float()
         last = (labels >= self._most)[:, None]
@@ -253,6 +259,10 @@ class LabelBeamSearch:
             state = live.state[..., i].flatten()
             part = torch.cat((scorer.finish(state)[:, None], scorer.score(state, tokens)), dim=-1)
             parts.append(scorer.weight * part.view(batch, beams, -1))
+        if self._grammar and self._ends:
+            end = self._grammar.end_logp(live.state[..., HISTORY], live.state[..., NODE])
+            end = self._config.class_weight * end.unsqueeze(-1)
+            parts.append(torch.nn.functional.pad(end, (0, tokens.shape[-1])))
         return parts
 
     def _nodes(self, found: Candidates, index: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -432,5 +442,5 @@ def _check_names(names: list[str]) -> None:
         raise ConfigError(
             f"two parts of the score are called {twice[0]!r}",
             "a name for each scorer",
-            f"rename one; {LENGTH!r}, {CLASS_LM!r} and {CLASSES!r} are the search's own where it uses them",
+            f"rename one; {LENGTH!r}, {END!r}, {CLASS_LM!r} and {CLASSES!r} are the search's own, where used",
         )

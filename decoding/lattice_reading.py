@@ -67,8 +67,8 @@ def read_lattices(
     Args:
         steps: ``Trace.steps``.
         score: ``(B, K)`` final scores, -inf for hypotheses that do not count.
-        finish: ``(B, K, S)`` what the scorers added at the end.
-        names: names of the scorers.
+        finish: ``(B, K, S)`` what was added at the end; last come sources that speak only there.
+        names: names of the sources.
         standing: where the hypotheses stood after each step.
         maximum: of hypotheses of equal tokens the best counts, they are not added up.
     """
@@ -131,7 +131,7 @@ def _record(step: Step, standing: Standing | None, columns: Sequence[int]) -> _R
         logp=own.cpu().double().numpy(),
         entered=step.entered.cpu().numpy(),
         node=torch.where(step.ended, step.node, -1).cpu().numpy(),
-        parts=total.index_add_(-1, torch.tensor(columns[:-1]), wide).numpy(),
+        parts=total.index_add_(-1, torch.tensor(columns[: wide.shape[-1]]), wide).numpy(),
         key=None if standing is None else standing.key.cpu().numpy(),
         score=None if standing is None else standing.score.cpu().double().numpy(),
     )

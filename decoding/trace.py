@@ -174,8 +174,8 @@ class Trace:
 
         Args:
             score: ``(B, K)`` final scores, -inf for hypotheses that do not count.
-            finish: ``(B, K, S)`` what the scorers added at the end.
-            names: names of the scorers.
+            finish: ``(B, K, S)`` what was added at the end; last come sources that speak only there.
+            names: names of the sources.
             size: hypotheses wanted for each utterance.
             worth: what is given back to an entity of some tokens that ends at a node.
         """
@@ -229,6 +229,7 @@ class Trace:
         }
         if in_entity.any():
             parts["classes"] = classes
+        extra = np.pad(extra, (0, len(finish) - len(extra)))
         parts |= {name: float(extra[i]) + last for i, (name, last) in enumerate(finish.items())}
         spans, start = [], 0
         for place, step in enumerate(emitted):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.config import Config
-from lm.language_model import ContextStore, LanguageModel, Rows
+from lm.language_model import ContextStore, LanguageModel, Rows, check_end
 
 
 class BasedLMConfig(Config):
@@ -38,6 +38,8 @@ class BasedLMConfig(Config):
     """Inner width of the feed-forward layers."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout on embeddings and residual branches, in training only."""
+    end: bool = False
+    """Whether it learns ends of sentences, for perplexity with them and ``fusion.end``."""
 
     @model_validator(mode="after")
     def _even_heads(self) -> BasedLMConfig:
@@ -52,7 +54,7 @@ class BasedLM(LanguageModel):
     config: BasedLMConfig
 
     def __init__(self, config: BasedLMConfig, num_tokens: int, num_classes: int) -> None:
-        super().__init__(num_tokens, num_classes)
+        super().__init__(num_tokens, num_classes, config.end)
         self.config = config
         self.embedding = nn.Embedding(self.vocab_size + 1, config.width)  # the last row opens a sentence
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
@@ -60,7 +62,7 @@ class BasedLM(LanguageModel):
         kinds = (LinearAttention, WindowAttention)
         self.blocks = nn.ModuleList(Block(config, kinds[i % 2](config)) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, self.vocab_size)
+        self.output = nn.Linear(config.width, self.vocab_size + self.end)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See ``LanguageModel.forward``."""
@@ -72,9 +74,9 @@ class BasedLM(LanguageModel):
         logits: Tensor = self.output(self.norm(x))
         return logits
 
-    def contexts(self) -> BasedContexts:
-        """A fresh store of contexts for one search."""
-        return BasedContexts(self)
+    def contexts(self, ends: bool = False) -> BasedContexts:
+        """See ``LanguageModel.contexts``."""
+        return BasedContexts(self, ends)
 
 
 class Block(nn.Module):
@@ -187,9 +189,10 @@ class WindowAttention(nn.Module):
 class BasedContexts(ContextStore):
     """Contexts of a BASED model: a state of constant size each."""
 
-    def __init__(self, model: BasedLM) -> None:
+    def __init__(self, model: BasedLM, ends: bool = False) -> None:
+        check_end(model.end, ends, "a BASED language model")
         weight = model.output.weight
-        super().__init__(model.num_tokens, model.num_classes, weight.device)
+        super().__init__(model.num_tokens, model.num_classes, weight.device, ends)
         self._model = model
         self._states: list[Rows] = []
         firsts = []

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.config import Config
-from lm.language_model import ContextStore, LanguageModel, Rows
+from lm.language_model import ContextStore, LanguageModel, Rows, check_end
 from lm.utterance_context import UNKNOWN, CategoricalField, ContextField, UtteranceContext, encode_contexts
 
 GATES = 4
@@ -132,8 +132,9 @@ class ContextualLM(LanguageModel):
         logp: Tensor = self(tokens, context)[:, :-1].float().log_softmax(-1)
         return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-    def contexts(self, context: Tensor | None = None) -> ContextualContexts:
-        """A fresh store for one search; with ``context`` ``(B, N)`` for the utterances of one batch."""
+    def contexts(self, ends: bool = False, context: Tensor | None = None) -> ContextualContexts:
+        """See ``LanguageModel.contexts``; with ``context`` ``(B, N)`` for the utterances of one batch."""
+        check_end(self.end, ends, "a contextual language model")
         return ContextualContexts(self, context)
 
     def begin(self, context: Tensor | None, utterances: int) -> tuple[tuple[Tensor, Tensor], Memory | None]:
@@ -257,7 +258,7 @@ class ContextualContexts(ContextStore):
         weight, starts = model.output.weight, None
         if context is not None:
             context, starts = torch.unique(context.to(weight.device), dim=0, return_inverse=True)
-        super().__init__(model.num_tokens, model.num_classes, weight.device, starts)
+        super().__init__(model.num_tokens, model.num_classes, weight.device, starts=starts)
         self._model = model
         self._state = Rows((2, model.config.width), weight.dtype, weight.device)
         self._which = Rows((), torch.long, weight.device)  # the context that a history is in

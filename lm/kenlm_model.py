@@ -49,16 +49,16 @@ class KenLM:
                 "train it on text in the pieces of the model's tokenizer",
             )
 
-    def contexts(self) -> KenLMContexts:
-        """A fresh store of contexts for one search."""
-        return KenLMContexts(self)
+    def contexts(self, ends: bool = False) -> KenLMContexts:
+        """A fresh store of contexts for one search; every KenLM file knows ``</s>``, for ``ends``."""
+        return KenLMContexts(self, ends)
 
 
 class KenLMContexts(ContextStore):
     """Contexts of a KenLM model, one for each of its states; a class tag that it does not know cannot follow."""
 
-    def __init__(self, source: KenLM) -> None:
-        super().__init__(source.num_tokens, source.num_classes, torch.device("cpu"))
+    def __init__(self, source: KenLM, ends: bool = False) -> None:
+        super().__init__(source.num_tokens, source.num_classes, torch.device("cpu"), ends)
         self._source = source
         first = source.module.State()
         source.model.BeginSentenceWrite(first)
@@ -89,10 +89,11 @@ class KenLMContexts(ContextStore):
         raise AssertionError("states are not a tree")
 
     def _row(self, state: Any) -> Tensor:
-        """Natural-log probabilities ``(V + C,)`` after a state."""
+        """Natural-log probabilities ``(V + C,)`` after a state; with ``ends`` also that of ``</s>``."""
         model, after = self._source.model, self._source.module.State()
-        scores = torch.tensor([model.BaseScore(state, word, after) for word in self._source.words])
-        for place in range(self.num_tokens, len(scores)):
+        words = [*self._source.words, *(["</s>"] if self.ends else [])]
+        scores = torch.tensor([model.BaseScore(state, word, after) for word in words])
+        for place in range(self.num_tokens, len(self._source.words)):
             if self._source.words[place] not in model:
                 scores[place] = -math.inf
         return scores * math.log(10.0)

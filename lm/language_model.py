@@ -1,10 +1,11 @@
 """What every language model offers: parallel scores for training, integer contexts for search.
 
-A language model works on the V surface tokens and the C class tags of one tokenizer (ids ``0..V-1`` and
-``V..V+C-1``); it has neither blank nor end-of-sentence, as the vocabulary predictor of a factorized transducer
-must not (METHODS 1a). In a search every context that has been scored is a row of a ``ContextStore``, and a
-hypothesis remembers it by its number. So ``start / score / advance`` are table look-ups wherever a context was
-seen before, ``select`` is plain indexing, and states are shared between beams, utterances and scorers.
+A language model works on the V surface tokens and C class tags of one tokenizer (ids ``0..V-1`` and
+``V..V+C-1``). It has no blank, and an end of the sentence only if it is asked for: the vocabulary predictor of a
+factorized transducer must not have one (METHODS 1a). In a search every context that has been scored is a row of a
+``ContextStore``, and a hypothesis remembers it by its number. So ``start / score / advance`` are table look-ups
+wherever a context was seen before, ``select`` is plain indexing, and states are shared between beams, utterances
+and scorers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from lm.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm.config import Config
@@ -25,6 +28,7 @@ class LanguageModel(nn.Module, ABC):
     Args:
         num_tokens: V, surface tokens.
         num_classes: C, class tags that may stand for an entity.
+        end: whether it knows the end of a sentence; its scores then have a last column V + C.
 
     Attributes:
         config: its shape.
@@ -32,27 +36,35 @@ class LanguageModel(nn.Module, ABC):
 
     config: Config
 
-    def __init__(self, num_tokens: int, num_classes: int) -> None:
+    def __init__(self, num_tokens: int, num_classes: int, end: bool = False) -> None:
         super().__init__()
         self.num_tokens = num_tokens
         self.num_classes = num_classes
+        self.end = end
 
     @property
     def vocab_size(self) -> int:
-        """Width of the scores: V + C."""
+        """Tokens and tags: V + C."""
         return self.num_tokens + self.num_classes
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(B, U + 1, V + C)``; row u scores what follows the first u of ``tokens`` ``(B, U)``."""
+        """Logits ``(B, U + 1, V + C)``; row u scores what follows the first u of ``tokens`` ``(B, U)``.
+
+        With ``end`` there is one column more.
+        """
 
     @abstractmethod
-    def contexts(self) -> ContextStore:
-        """A fresh store of contexts for one search."""
+    def contexts(self, ends: bool = False) -> ContextStore:
+        """A fresh store of contexts for one search, with ``ends`` one that scores ends of sentences.
+
+        Raises:
+            ConfigError: ends of a model that does not know them.
+        """
 
     def score_text(self, tokens: Tensor) -> Tensor:
         """Log probability ``(B, U)`` of each of ``tokens`` ``(B, U)`` over V + C; padding may hold any valid id."""
-        logp: Tensor = self(tokens)[:, :-1].float().log_softmax(-1)
+        logp: Tensor = self(tokens)[:, :-1, : self.vocab_size].float().log_softmax(-1)
         return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
@@ -62,17 +74,29 @@ class ContextStore(ABC):
     Subclasses append the empty context's row when they are made, and implement ``_extend``, which computes rows
     that are new; everything else is bookkeeping.
 
+    With ``ends`` the text may end after any context: the end takes its share of the mass that the surface tokens
+    have alone otherwise, and ``end_logp`` is what it takes. So tokens and end together are a proper distribution
+    over whole sentences.
+
     Args:
+        ends: whether ends of sentences are scored.
         starts: ``(B,)`` rows of empty contexts, for a model to which the utterances of a batch differ before
             anything is said; these are the first rows, ``0 .. max(starts)``. None where row 0 serves all.
     """
 
     def __init__(
-        self, num_tokens: int, num_classes: int, device: torch.device, starts: Tensor | None = None
+        self,
+        num_tokens: int,
+        num_classes: int,
+        device: torch.device,
+        ends: bool = False,
+        starts: Tensor | None = None,
     ) -> None:
         self.num_tokens = num_tokens
         self.device = device
         self.starts = starts
+        self.ends = ends
+        self._end = Rows((), torch.float32, device)
         width = num_tokens + num_classes
         self._child = Rows((width,), torch.int32, device, fill=-1)
         self._logits = Rows((width,), torch.float32, device)
@@ -81,7 +105,10 @@ class ContextStore(ABC):
 
     @abstractmethod
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Compute and store the contexts ``parents ⊕ tokens`` ``(M,)``; return their logits ``(M, V + C)``."""
+        """Compute and store the contexts ``parents ⊕ tokens`` ``(M,)``; return their logits ``(M, V + C)``.
+
+        A last column V + C, if there is one, is the end's.
+        """
 
     def __len__(self) -> int:
         """Contexts stored so far."""
@@ -114,12 +141,16 @@ class ContextStore(ABC):
         """Log probabilities ``(..., V + C)``, the surface part normalised over V alone.
 
         With ``tokens``, of a shape that broadcasts with ``contexts[..., None]``, only those. The last C columns
-        are the tags' log odds against all surface tokens together, so that any set of active classes is
-        normalised by adding its odds to one (see ``ClassLM``).
+        are the tags' log odds against all surface tokens together (and the end, with ``ends``), so that any set of
+        active classes is normalised by adding its odds to one (see ``ClassLM``).
         """
         if tokens is None:
             return self._logits.data[contexts]
         return self._logits.data[contexts.unsqueeze(-1), tokens]
+
+    def end_logp(self, contexts: Tensor) -> Tensor:
+        """Log probability ``(...)`` that the text ends after ``contexts``, against the surface tokens; ``ends``."""
+        return self._end.data[contexts]
 
     def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """Rows ``(M,)`` of ``contexts ⊕ tokens``, each computed once in the life of the store."""
@@ -137,11 +168,26 @@ class ContextStore(ABC):
         return children.long()
 
     def _append(self, logits: Tensor) -> int:
-        """Store normalised rows for ``logits`` ``(M, V + C)``; returns the first new row."""
+        """Store normalised rows for ``logits`` ``(M, V + C)``, or with the end's column; returns the first."""
         logits = logits.float()
         total = logits[:, : self.num_tokens].logsumexp(-1, keepdim=True)
+        width = self._child.data.shape[1]
+        if self.ends:
+            end = logits[:, width:]
+            total = torch.logaddexp(total, end)
+            self._end.append((end - total).squeeze(1))
         self._child.grow(len(logits))
-        return self._logits.append(logits - total)
+        return self._logits.append(logits[:, :width] - total)
+
+
+def check_end(known: bool, wanted: bool, what: str) -> None:
+    """Refuse to score ends of sentences with a model that does not know them."""
+    if wanted and not known:
+        raise ConfigError(
+            f"ends of sentences of {what} that does not know them",
+            "an n-gram model with </s>, or a neural one trained with end: true",
+            "use fusion.end=false, or train one that does",
+        )
 
 
 class Rows:

@@ -20,8 +20,8 @@ KENLM = (".bin", ".binary", ".klm", ".kenlm", ".mmap", ".trie")
 class Contextual(Protocol):
     """What a search asks of a language model."""
 
-    def contexts(self) -> ContextStore:
-        """Contexts for one search."""
+    def contexts(self, ends: bool = False) -> ContextStore:
+        """Contexts for one search, with ``ends`` such that score ends of sentences."""
         ...
 
 

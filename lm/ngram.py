@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lm.arpa import Floats, Ints, NGrams, read_arpa
 from lm.errors import BundleError, DataError
-from lm.language_model import ContextStore, Rows
+from lm.language_model import ContextStore, Rows, check_end
 
 if TYPE_CHECKING:
     from lm.vocabulary import Units
@@ -53,7 +53,7 @@ class NGramModel:
     backoff: Tensor
     start: int
     dropped: int = 0
-    _store: NGramContexts | None = field(default=None, repr=False)
+    _stores: dict[bool, NGramContexts] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_arpa(cls, path: Path, tokenizer: Units) -> NGramModel:
@@ -109,11 +109,22 @@ class NGramModel:
         """W: tokens, class tags and ``</s>``."""
         return self.num_tokens + self.num_classes + 1
 
-    def contexts(self) -> NGramContexts:
-        """Contexts for a search; rows computed for searches before are there already."""
-        if self._store is None or len(self._store) * self.width > MOST_NUMBERS:
-            self._store = NGramContexts(self)
-        return self._store
+    @property
+    def knows_end(self) -> bool:
+        """Whether ``</s>`` has a unigram."""
+        return bool((self.key == self.width - 1).any())
+
+    def contexts(self, ends: bool = False) -> NGramContexts:
+        """Contexts for a search; rows computed for searches before are there already.
+
+        Raises:
+            ConfigError: ``ends`` are to be scored, and the model has no ``</s>``.
+        """
+        store = self._stores.get(ends)
+        if store is None or len(store) * self.width > MOST_NUMBERS:
+            check_end(self.knows_end, ends, "an n-gram model")
+            store = self._stores[ends] = NGramContexts(self, ends)
+        return store
 
     def rows(self, states: Tensor) -> Tensor:
         """Natural-log probabilities ``(M, W)`` of every word, ``</s>`` last, after ``states`` ``(M,)``."""
@@ -177,12 +188,12 @@ class NGramModel:
 class NGramContexts(ContextStore):
     """States of an n-gram model as contexts: a row for each state that was met, shared by all that lead there.
 
-    As everywhere in a search the surface tokens are normalised among themselves: what ``</s>`` and class tags take
-    is not counted for them, and tags have odds against all of them together.
+    As everywhere in a search the surface tokens are normalised among themselves: what class tags take, and without
+    ``ends`` what ``</s>`` takes, is not counted for them, and tags have odds against all of them together.
     """
 
-    def __init__(self, model: NGramModel) -> None:
-        super().__init__(model.num_tokens, model.num_classes, model.key.device)
+    def __init__(self, model: NGramModel, ends: bool = False) -> None:
+        super().__init__(model.num_tokens, model.num_classes, model.key.device, ends)
         self._model = model
         self._states = Rows((), torch.long, self.device)
         self._row = torch.full((len(model.backoff),), -1, dtype=torch.long, device=self.device)
@@ -202,8 +213,7 @@ class NGramContexts(ContextStore):
     def _rows_of(self, states: Tensor) -> Tensor:
         new = states[self._row[states] < 0].unique()  # type: ignore[no-untyped-call]
         if len(new):
-            scores = self._model.rows(new)[:, :-1]
-            first = self._append(scores)
+            first = self._append(self._model.rows(new))
             self._origin.grow(first + len(new) - len(self._origin.data))
             self._states.append(new)
             self._row[new] = torch.arange(first, first + len(new), device=self.device)

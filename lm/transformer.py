@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.config import Config
-from lm.language_model import ContextStore, LanguageModel, Rows
+from lm.language_model import ContextStore, LanguageModel, Rows, check_end
 from lm.rotary import check_heads, rotary_table, rotate, sinusoids
 
 
@@ -32,6 +32,8 @@ class TransformerLMConfig(Config):
     positions: Literal["rotary", "sinusoidal", "none"] = "rotary"
     """Rotary positions, sinusoidal ones added to the embeddings, or none at all: the causal mask is then the only
     cue (Irie et al., section 4.4)."""
+    end: bool = False
+    """Whether it learns ends of sentences, for perplexity with them and ``fusion.end``."""
 
     @model_validator(mode="after")
     def _heads(self) -> TransformerLMConfig:
@@ -45,14 +47,14 @@ class TransformerLM(LanguageModel):
     config: TransformerLMConfig
 
     def __init__(self, config: TransformerLMConfig, num_tokens: int, num_classes: int) -> None:
-        super().__init__(num_tokens, num_classes)
+        super().__init__(num_tokens, num_classes, config.end)
         self.config = config
         self.embedding = nn.Embedding(self.vocab_size + 1, config.width)  # the last row opens a sentence
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, self.vocab_size)
+        self.output = nn.Linear(config.width, self.vocab_size + self.end)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See ``LanguageModel.forward``."""
@@ -76,9 +78,9 @@ class TransformerLM(LanguageModel):
         x = x + sinusoids(places, self.config.width).to(x.dtype) * (2 / self.config.width) ** 0.5
         return x
 
-    def contexts(self) -> TransformerContexts:
-        """A fresh store of contexts for one search."""
-        return TransformerContexts(self)
+    def contexts(self, ends: bool = False) -> TransformerContexts:
+        """See ``LanguageModel.contexts``."""
+        return TransformerContexts(self, ends)
 
 
 class Block(nn.Module):
@@ -121,9 +123,10 @@ class Block(nn.Module):
 class TransformerContexts(ContextStore):
     """Contexts of a Transformer: keys and values once per context, and the way back to each context's ancestors."""
 
-    def __init__(self, model: TransformerLM) -> None:
+    def __init__(self, model: TransformerLM, ends: bool = False) -> None:
+        check_end(model.end, ends, "a Transformer language model")
         weight = model.output.weight
-        super().__init__(model.num_tokens, model.num_classes, weight.device)
+        super().__init__(model.num_tokens, model.num_classes, weight.device, ends)
         self._model = model
         self._keys_values = [Rows((2, model.config.width), weight.dtype, weight.device) for _ in model.blocks]
         self._depth = Rows((), torch.long, weight.device)

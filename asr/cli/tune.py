@@ -190,12 +190,11 @@ class _Job:
 
 
 def _run(job: _Job, references: Mapping[str, TaggedText], wanted: dict[str, list[float]], nbest: int) -> int:
-    from asr.knowledge import resolve_biasing
     from asr.tuning import applicable, centre, check_grid
     from asr.tuning import tune as rank
     from decoding.confidence import PLAIN
 
-    biasing = resolve_biasing(job.options, job.own_lm)
+    biasing = job.recognizer.biasing(job.options)
     grid = wanted or applicable(job.options, bool(job.catalog), biasing, job.own_lm)
     check_grid(grid)
     plain = job.options.model_copy(update={"confidence": PLAIN})

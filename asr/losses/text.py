@@ -11,7 +11,7 @@ from lm.language_model import LanguageModel
 
 def end_token(model: LanguageModel) -> int | None:
     """The column V + C of a model that knows the end of a sentence; None for one that does not."""
-    return model.vocab_size if getattr(model, "end", False) else None
+    return model.vocab_size if model.end else None
 
 
 def token_logp(model: LanguageModel, batch: TextBatch, spoken: bool, ends: bool) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,9 @@ class Scripted:
         self.language_models = Models()
         self.searches: list[float] = []
 
+    def biasing(self, options: DecodingConfig) -> str:
+        return "classes" if options.fusion.lm else "phrases"
+
     def transcribe_many(
         self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: DecodingConfig
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:

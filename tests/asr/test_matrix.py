@@ -325,6 +325,74 @@ def test_lists_without_any_class_model_are_phrases(recognizers: dict[str, Recogn
     bigram = options_of(recognizer, biasing="classes", fusion={"lm": "bigram"})
     with pytest.raises(ConfigError, match="no language model knows classes"):
         recognizer.transcribe(sound(2.0, 3), entities=LISTS, options=bigram)
+    for model, part in (("bigram", "phrases"), ("ngram", "lm")):
+        fused = options_of(recognizer, fusion={"lm": model})
+        assert recognizer.biasing(fused) == ("phrases" if model == "bigram" else "classes")
+        result = recognizer.transcribe(sound(2.0, 3), entities=LISTS, options=fused)
+        assert part in result.hypotheses[0].scores
+        assert ("phrases" in result.hypotheses[0].scores) == (part == "phrases")
+
+
+def test_a_language_model_in_place_of_another_is_asked_anew(
+    recognizers: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    recognizer = recognizers["ctc"]
+    for name, expected in (("bigram", "phrases"), ("ngram", "classes")):
+        path = tmp_path / name / "own.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(recognizer.language_models._files[name].read_bytes())
+        recognizer.language_models.add("own", path)
+        assert recognizer.biasing(options_of(recognizer, fusion={"lm": "own"})) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "model"),
+    [
+        *((family, "ngram") for family in FAMILIES),
+        ("ctc", "lstm-end"),
+        ("factorized", "transformer-end"),
+        ("aed", "transformer-end"),
+    ],
+)
+def test_ends_of_sentences_in_fusion(
+    recognizers: dict[str, Recognizer], tmp_path: Path, family: str, model: str
+) -> None:
+    recognizer = recognizers[family]
+    kind = model.removesuffix("-end")
+    if model != kind:
+        torch.manual_seed(5)
+        lm: Any = make_language_model(kind, SMALL[kind] | {"end": True}, recognizer.tokenizer, "here")
+        lm.output.weight.data.mul_(4.0)
+        save_language_model(tmp_path / f"{model}.safetensors", kind, lm.config, lm, recognizer.tokenizer)
+        recognizer.language_models.add(model, tmp_path / f"{model}.safetensors")
+    internal = {"internal": "lm", "internal_lm": "bigram"} if kind == "ngram" else {}
+    fusion = {"lm": model, "weight": 0.5, "end": True, **internal}
+    options = options_of(recognizer, fusion=fusion, search={"beam": 4})
+    recordings, lists = [sound(0.8, 1), sound(1.2, 2)], [LISTS, None]
+    together = recognizer.transcribe(recordings, entities=lists, options=options)
+    name = "fusion" if family == "factorized" else "lm"
+    for recording, entities, result in zip(recordings, lists, together, strict=True):
+        check(result, {"model", name, "end"} | ({"density_ratio"} if internal else set()))
+        assert all(h.scores["end"] < 0 for h in result.hypotheses)
+        assert [h.score for h in result.hypotheses] == sorted(h.score for h in result.hypotheses)[::-1]
+        alike(recognizer.transcribe(recording, entities=entities, options=options), result)
+    without = options_of(recognizer, fusion=fusion | {"end": False}, search={"beam": 4})
+    plain = recognizer.transcribe(recordings, entities=lists, options=without)
+    assert not any("end" in h.scores for result in plain for h in result.hypotheses)
+    silent, nothing = (
+        repr(recognizer.transcribe(recordings, entities=lists, options=options_of(recognizer, fusion=f)))
+        for f in (fusion | {"weight": 0.0}, internal)
+    )
+    assert silent == nothing
+
+
+def test_ends_that_are_not_known(recognizers: dict[str, Recognizer]) -> None:
+    for family in ("ctc", "factorized", "aed"):
+        options = options_of(recognizers[family], fusion={"lm": "lstm", "end": True})
+        with pytest.raises(ConfigError, match="trained with end: true"):
+            recognizers[family].transcribe(sound(0.5, 1), options=options)
+    with pytest.raises(ValueError, match="only with how: add"):
+        options_of(recognizers["factorized"], fusion={"lm": "ngram", "how": "mix", "end": True})
 
 
 def test_what_does_not_go_together(recognizers: dict[str, Recognizer]) -> None:

@@ -27,6 +27,7 @@ from asr.streaming import EndpointConfig, Partial
 from decoding.frame_sync import BeamSearch
 from decoding.result import Transcript, Word
 from lm.errors import AudioError, ConfigError, EntityListError
+from lm.kneser_ney import train_arpa
 from lm.model_files import make_language_model, save_language_model
 from lm.tokenizer import Tokenizer
 
@@ -316,6 +317,53 @@ def test_a_model_that_hears_the_whole_cannot_stream(tmp_path: Path) -> None:
     recognizer = make("ctc", tmp_path, {"encoder": {**BLOCKS, "kernel": 3}})
     with pytest.raises(ConfigError, match="model.encoder.chunk above 0"):
         StreamingRecognizer(recognizer)
+
+
+def test_lattices_in_a_stream_end_with_its_utterances(
+    recognizers: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    """What a lattice remembers is bounded by the longest utterance; without cuts nothing would bound it."""
+    recognizer = recognizers["ctc"]
+    rescoring = {"lm": "bigram", "over": "lattice"}
+    options = recognizer.decoding.changed({"rescoring": rescoring}, "here")
+    with pytest.raises(ConfigError, match=r"stream without cuts.*rescoring\.over=nbest"):
+        StreamingRecognizer(recognizer, options=options, endpoint=None)
+    silent = recognizer.decoding.changed({"rescoring": rescoring | {"weight": 0.0}}, "here")
+    StreamingRecognizer(recognizer, options=silent, endpoint=None)
+    text = [[recognizer.tokenizer.pieces[i] for i in (3, 5, 7, 5, 9)]] * 4
+    train_arpa(text, 2, (path := tmp_path / "bigram.arpa"))
+    recognizer.language_models.add("bigram", path)
+    stream = StreamingRecognizer(recognizer, options=options, endpoint=EndpointConfig(longest_s=1.0))
+    sizes, finals = [], []
+    for seed in range(5):
+        finals += stream.push(sound(1.0, seed)).finals
+        search = stream._utterance._search
+        sizes.append(len(search._trace.steps))
+        assert search._standing is not None
+    assert max(sizes) <= 25  # frames of 40 ms
+    assert len(finals) >= 3
+    assert all("rescoring" in final.hypotheses[0].scores for final in finals)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_end_of_a_stream_is_that_of_the_recording(
+    recognizers: dict[str, Recognizer], tmp_path: Path, name: str
+) -> None:
+    recognizer, samples = recognizers[name], sound(3.0, 4)
+    pieces_ = recognizer.tokenizer.pieces
+    luck = random.Random(1)
+    train_arpa([luck.choices(pieces_[3:], k=6) for _ in range(30)], 2, tmp_path / "ending.arpa")
+    recognizer.language_models.add("ending", tmp_path / "ending.arpa")
+    options = recognizer.decoding.changed({"fusion": {"lm": "ending", "end": True}}, "here")
+    whole = recognizer.transcribe(samples, options=options).hypotheses[0]
+    stream = StreamingRecognizer(recognizer, options=options, endpoint=None)
+    for piece in pieces(samples, luck):
+        stream.push(piece)
+    final = stream.finish().hypotheses[0]
+    assert final.text == whole.text
+    assert final.scores["end"] == pytest.approx(whole.scores["end"], abs=1e-4)
+    assert final.scores["end"] < 0
+    assert final.score == pytest.approx(whole.score, abs=1e-3)
 
 
 def test_delays_are_told(recognizers: dict[str, Recognizer]) -> None:

@@ -73,6 +73,7 @@ def check_path(here: World, stack: Stack, utterance: int, h: RawHypothesis, maxi
         if [(start, end) for _, start, end in r.spans] == shown
         and near(h.parts.get("lm", 0.0), scale * r.lm)
         and near(h.parts.get("classes", 0.0), scale * r.classes)
+        and near(h.parts.get("end", 0.0), scale * r.end)
     ]
     assert mine, (h, readings)
     assert ("classes" in h.parts) == bool(h.spans)
@@ -89,8 +90,8 @@ def check_path(here: World, stack: Stack, utterance: int, h: RawHypothesis, maxi
         assert near(sum(h.parts.values()), h.score)
     if len({r.history for r in readings}) == len(readings):
         # Nothing was recombined, so what is shown is best once the length of its lists is given back.
-        worth = [r.lm + r.classes - r.share for r in readings]
-        assert any(r.lm + r.classes - r.share > max(worth) - 1e-3 for r in mine)
+        worth = [r.lm + r.classes + r.end - r.share for r in readings]
+        assert any(r.lm + r.classes + r.end - r.share > max(worth) - 1e-3 for r in mine)
 
 
 WAYS = [("sum", False), ("max", False), ("sum", True), ("max", True)]
@@ -127,6 +128,25 @@ def test_several_symbols_a_frame(stack: Stack, recombine: str, beam: int, ngram:
     found = here.search(stack, beam, recombine=recombine)
     assert max(len(h.tokens) for h in found[0]) == 4
     check(here, stack, found, recombine == "max")
+
+
+ENDING = [
+    frozenset(names.split())
+    for names in ("neural", "classes", "ngram internal", "classes neural internal boost length")
+]
+
+
+@pytest.mark.parametrize("stack", ENDING, ids=name_of)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ends_of_sentences_in_every_search(kind: Kind, stack: Stack, ngram: NGramModel) -> None:
+    """Sources that know ends score each as the last event of a sentence, against all that might have followed."""
+    here = World(kind, len(stack) % 3, (3, 2), ngram, ends=True)
+    ways = (WAYS[0], WAYS[3]) if kind != "labels" else WAYS[:1]
+    for recombine, reference in ways:
+        found = here.search(stack, recombine=recombine, reference=reference)
+        check(here, stack, found, recombine == "max")
+        parts = {name for nbest in found for h in nbest for name in h.parts}
+        assert ("end" in parts) == ("classes" in stack and kind != "transducer")
 
 
 WEIGHT = st.sampled_from([-0.7, -0.2, 0.15, 1.0, 2.5])

@@ -25,7 +25,8 @@ class BigramLM(LanguageModel):
         first = tokens.new_full((len(tokens), 1), self.vocab_size)
         return self.table[torch.cat((first, tokens), dim=1)]
 
-    def contexts(self) -> BigramContexts:
+    def contexts(self, ends: bool = False) -> BigramContexts:
+        assert not ends
         return BigramContexts(self)
 
 

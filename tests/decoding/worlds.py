@@ -68,14 +68,14 @@ def name_of(stack: Stack) -> str:
     return "+".join(sorted(stack)) or "nothing"
 
 
-def neural(kind: str, seed: int) -> LanguageModel:
+def neural(kind: str, seed: int, end: bool = False) -> LanguageModel:
     """A random model whose every token depends on all before, and far from flat."""
     torch.manual_seed(seed)
     model: LanguageModel
     if kind == "lstm":
-        model = LSTMLM(LSTMLMConfig(width=8), VOCAB, CLASSES)
+        model = LSTMLM(LSTMLMConfig(width=8, end=end), VOCAB, CLASSES)
     else:
-        config = TransformerLMConfig(layers=1, width=8, heads=2, feed_forward=8)
+        config = TransformerLMConfig(layers=1, width=8, heads=2, feed_forward=8, end=end)
         model = TransformerLM(config, VOCAB, CLASSES)
     with torch.no_grad():
         for part in model.parameters():
@@ -107,7 +107,7 @@ class Reading(NamedTuple):
     """One way to read tokens as text and entities.
 
     ``lm`` and ``classes`` are log probabilities outside and inside entities, ``share`` what its entities hold of
-    their lists, ``steps`` the log probability of each token.
+    their lists, ``steps`` the log probability of each token, ``end`` that of the end, where there is one.
     """
 
     spans: tuple[tuple[int, int, int], ...]
@@ -116,6 +116,7 @@ class Reading(NamedTuple):
     classes: float
     share: float
     steps: tuple[float, ...]
+    end: float = 0.0
 
 
 class Path_(NamedTuple):
@@ -129,12 +130,15 @@ class Path_(NamedTuple):
 class World:
     """Models, lists and phrases of one seed, with all that can be said of them by enumeration."""
 
-    def __init__(self, kind: Kind, seed: int, sizes: Sequence[int], ngram: NGramModel | None) -> None:
+    def __init__(
+        self, kind: Kind, seed: int, sizes: Sequence[int], ngram: NGramModel | None, ends: bool = False
+    ) -> None:
+        self.ends = ends
         self.kind, self.seed, self.sizes, self.ngram = kind, seed, list(sizes), ngram
         self.weights, self.symbols = dict(WEIGHTS), 1
-        self.lm = neural("lstm", seed + 1)
-        self.external = neural("transformer" if seed % 2 else "lstm", seed + 2)
-        self.source = neural("lstm", seed + 3)
+        self.lm = neural("lstm", seed + 1, ends)
+        self.external = neural("transformer" if seed % 2 else "lstm", seed + 2, ends)
+        self.source = neural("lstm", seed + 3, ends)
         self.labels = ToyLabels(self.sizes, VOCAB, seed)
         generator = torch.Generator().manual_seed(seed)
         self.frames = torch.randn(len(sizes), max(sizes), VOCAB + 1, generator=generator).log_softmax(-1)
@@ -145,6 +149,11 @@ class World:
         self.readings = cache(self._readings)
         self.row = cache(self._row)
         self.said = cache(self._said)
+
+    @property
+    def fused_end(self) -> bool:
+        """Whether the class grammar's language model, which is not the emitter's own, scores the end."""
+        return self.ends and self.kind != "transducer"
 
     def emitter(self, only: int | None) -> Any:
         chosen = range(len(self.sizes)) if only is None else [only]
@@ -165,9 +174,9 @@ class World:
         weight = self.weights[name]
         if name == "ngram":
             assert self.ngram is not None
-            return ContextScorer(self.ngram.contexts(), name, weight)
+            return ContextScorer(self.ngram.contexts(self.ends), name, weight)
         if name == "neural":
-            return ContextScorer(self.external.contexts(), name, weight)
+            return ContextScorer(self.external.contexts(self.ends), name, weight)
         if name == "boost":
             step = -1 if reverse else 1
             graphs = [BoostGraph.build(PHRASES[u % len(PHRASES)][::step], VOCAB) for u in utterances]
@@ -180,14 +189,14 @@ class World:
         elif self.kind == "transducer" and self.seed % 3:
             found = ilme(emitter.contexts, weight)
         elif self.seed % 2:
-            found = lodr(ContextScorer(self.source.contexts(), "any", 9.0), weight)
+            found = lodr(ContextScorer(self.source.contexts(self.ends), "any", 9.0), weight)
         else:
-            found = density_ratio(ContextScorer(self.source.contexts(), "any", 9.0), weight)
+            found = density_ratio(ContextScorer(self.source.contexts(self.ends), "any", 9.0), weight)
         found.name = name
         return found
 
     def grammar(self, emitter: Any, utterances: Sequence[int], reverse: bool = False) -> ClassGrammar:
-        contexts = emitter.contexts if self.kind == "transducer" else self.lm.contexts()
+        contexts = emitter.contexts if self.kind == "transducer" else self.lm.contexts(self.ends)
         scale = self.lm_scale if self.kind == "ctc" else None
         trees = [self.tree(u, reverse) for u in utterances]
         return ClassGrammar(contexts, torch.tensor(STARTS), trees, BONUS, lm_scale=scale)
@@ -272,12 +281,12 @@ class World:
             found.setdefault(tuple(itertools.chain(*said)), []).append(path)
         return found
 
-    def _row(self, history: Tokens) -> tuple[list[float], list[float]]:
-        """Probabilities of the tokens, over these alone, and the odds of the tags."""
+    def _row(self, history: Tokens) -> tuple[list[float], list[float], float]:
+        """Probabilities of the tokens, over these alone, and the odds of the tags and the end."""
         with torch.no_grad():
             logits = self.lm(torch.tensor([history], dtype=torch.long))[0, -1].double()
         odds = (logits - logits[:VOCAB].logsumexp(-1)).exp().tolist()
-        return odds[:VOCAB], odds[VOCAB:]
+        return odds[:VOCAB], odds[VOCAB : VOCAB + CLASSES], odds[-1] if self.fused_end else 0.0
 
     def _readings(self, tokens: Tokens, lists: int) -> list[Reading]:
         """All class readings, from the lists and not from a tree of them; one without lists."""
@@ -285,14 +294,14 @@ class World:
 
     def _read(self, tokens: Tokens, lists: Entries, so_far: Reading) -> Iterator[Reading]:
         at = len(so_far.steps)
-        if at == len(tokens):
-            yield so_far
-            return
         behind = bool(so_far.history) and so_far.history[-1] >= VOCAB
-        surface, odds = self.row(so_far.history)
+        surface, odds, end = self.row(so_far.history)
         surface = [p if STARTS[v] or not behind else 0.0 for v, p in enumerate(surface)]
         odds = [math.exp(BONUS) * odds[c] if c in lists else 0.0 for c in range(CLASSES)]
-        mass = sum(surface) + sum(odds) if behind or lists else 1.0
+        mass = end + (sum(surface) + sum(odds) if behind or lists else 1.0)
+        if at == len(tokens):
+            yield so_far._replace(end=math.log(end / mass) if end else 0.0)
+            return
         token = tokens[at]
         if surface[token]:
             step = math.log(surface[token] / mass)
@@ -343,7 +352,7 @@ class World:
             if readings:
                 found[tokens] = (
                     total([path.logp for path in paths])
-                    + total([self.lm_scale * (r.lm + r.classes) for r in readings])
+                    + total([self.lm_scale * (r.lm + r.classes + r.end) for r in readings])
                     + sum(self.said(name, utterance, tokens) for name in SCORERS if name in stack)
                 )
         return found

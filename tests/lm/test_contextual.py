@@ -62,7 +62,7 @@ def test_step_by_step_is_in_parallel_and_a_batch_is_its_sentences(
 ) -> None:
     model = make(way, seed)
     context = model.encode(CONTEXTS[: len(rows)])
-    store = model.contexts(context)
+    store = model.contexts(context=context)
     states = store.start(len(rows))
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], True)
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_it_learns_what_the_context_tells() -> None:
 
 def test_utterances_of_one_context_share_their_histories() -> None:
     model = make({"how": "attention"})
-    store = model.contexts(model.encode([CONTEXTS[0], None, CONTEXTS[0]]))
+    store = model.contexts(context=model.encode([CONTEXTS[0], None, CONTEXTS[0]]))
     start = store.start(3)
     assert len(store) == 2
     assert start[0] == start[2] != start[1]

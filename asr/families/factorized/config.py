@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asr.encoders.build import EncoderConfig
 from asr.encoders.conformer import ConformerConfig
@@ -25,6 +25,12 @@ class FactorizedConfig(Config):
     """Width H of the blank joint."""
     blank_context: int = Field(2, ge=1)
     """Surface tokens that the blank predictor remembers."""
+
+    @model_validator(mode="after")
+    def _endless(self) -> FactorizedConfig:
+        if self.predictor.end:
+            raise ValueError("predictor.end false: a vocabulary predictor has no end of the sentence")
+        return self
 
 
 class FactorizedLossConfig(Config):
