@@ -127,6 +127,19 @@ def vocabulary_of(path: Path) -> WordVocabulary | None:
     return None if words is None else WordVocabulary.from_json(words, str(path))
 
 
+def shape_of(path: Path, tokenizer: Units) -> dict[str, Any] | None:
+    """The shape of a language model (its configuration); None for a file of other tensors.
+
+    Raises:
+        ConfigError: a language model for another tokenizer.
+        BundleError: a damaged file.
+    """
+    if "kind" not in _metadata(path):
+        return None
+    shape: dict[str, Any] = json.loads(_header(path, tokenizer)[1])
+    return shape
+
+
 def _metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 

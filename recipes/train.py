@@ -172,7 +172,7 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         keep_features(loader, cuts, settings.speeds, folder, processes)
     statistics = FeatureNormaliser.estimate(loader.load(cut.id) for cut in cuts["train"])
     family.model.get_submodule("normaliser").load_state_dict(statistics.state_dict())
-    copied = begin_with(family.model, config.initial)
+    copied = begin_with(family.model, config.initial, tokenizer)
     if copied and processes.first:
         say(f"    {copied / 1e6:.2f} million of them from {', '.join(str(e.source) for e in config.initial)}")
     fingerprint = _fingerprint(config, folder)

@@ -230,3 +230,24 @@ def test_features_are_kept_and_change_nothing(workdir: Path, tmp_path: Path) -> 
     assert not (tmp_path / "work" / "features").exists()
     weights = (workdir / "weights.safetensors", tmp_path / "work" / "weights.safetensors")
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_predictor_begins_as_a_language_model_of_the_recipe(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    lm = tmp_path / "work" / "lm" / "seed.safetensors"
+    small = {"kind": "transformer", "model": VALUES["model"]["predictor"], "epochs": 1}
+    changed = {
+        "language_models": {"seed": small},
+        "initial": [{"source": str(lm), "parts": {"predictor": ""}}],
+    }
+    run(tmp_path / "work", changed)
+    assert f"million of them from {lm}" in capsys.readouterr().out
+    weights, apart = load_file(tmp_path / "work" / "model" / "model.safetensors"), load_file(lm)
+    plain = load_file(workdir / "model" / "model.safetensors")
+    name = "embedding.weight"
+    near = torch.dist(weights[f"predictor.{name}"], apart[name])
+    assert near < 0.2 * torch.dist(plain[f"predictor.{name}"], apart[name])
