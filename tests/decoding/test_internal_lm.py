@@ -149,7 +149,7 @@ def test_a_search_hears_each_utterance_in_its_own_context(how: str) -> None:
     def found(lengths: list[int], said: Sequence[UtteranceContext | None]) -> list[list[RawHypothesis]]:
         emitter, store = (
             ToyEmitter(lengths, BigramLM(VOCAB, 0, 1), 1),
-            external.contexts(external.encode(said)),
+            external.contexts(context=external.encode(said)),
         )
         if how == "stacked":
             return search(emitter, [ContextScorer(store, "fusion", 1.0)])
