@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,14 @@ def dense_logits(model: Transducer, encoded: Tensor, labels: Tensor) -> Tensor:
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4),
     block=st.sampled_from([1, 40, 300, 1 << 20]),
+    small=st.sampled_from([1, 8, 256]),
+    passed=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )
 def test_blocks_give_the_dense_log_probabilities_and_gradients(
-    sizes: list[tuple[int, int]], block: int, seed: int
+    sizes: list[tuple[int, int]], block: int, small: int, passed: float, seed: int
 ) -> None:
+    """Also where paths pass few cells or none."""
     generator = torch.Generator().manual_seed(seed)
     frames, labels = (torch.tensor(x) for x in zip(*sizes, strict=True))
     batch, longest, most = len(sizes), int(frames.max()), int(labels.max())
@@ -86,6 +90,7 @@ def test_blocks_give_the_dense_log_probabilities_and_gradients(
     targets = torch.randint(VOCAB, (batch, most), generator=generator)
     joint = Joint(1, 6, VOCAB).double()
     weights = torch.rand(batch, longest, 2 * most + 1, generator=generator, dtype=torch.float64)
+    weights *= torch.rand(weights.shape, generator=generator) < passed
     inside = (torch.arange(longest) < frames[:, None])[:, :, None]
     blanks = inside & (torch.arange(most + 1) <= labels[:, None])[:, None]
     nexts = inside & (torch.arange(most) < labels[:, None])[:, None]
@@ -100,12 +105,37 @@ def test_blocks_give_the_dense_log_probabilities_and_gradients(
     wanted = logp[..., -1], logp[:, :, :-1].gather(3, index).squeeze(3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joint_module, "_BLOCK_CPU", block)
+        patch.setattr(joint_module, "_SMALL", small)
         found = joint.lattice_logp(frame, label, targets, frames, labels)
         grads = gradients(*found)
     assert torch.allclose(found[0][blanks], wanted[0][blanks], atol=1e-9)
     assert torch.allclose(found[1][nexts], wanted[1][nexts], atol=1e-9)
     for mine, theirs in zip(grads, gradients(*wanted), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-9)
+
+
+def test_cells_that_no_path_passes_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient on the diagonal alone: backward's blocks are much less than the lattice, and NaN stays NaN."""
+    joint, cells = Joint(1, 6, VOCAB), []
+    monkeypatch.setattr(joint_module, "_SMALL", 4)
+    blocks = joint_module._passed
+
+    def counted(*gradients: Tensor) -> Iterator[joint_module._Block]:
+        for block in blocks(*gradients):
+            cells.append((block.frames.stop - block.frames.start) * (block.labels.stop - block.labels.start))
+            yield block
+
+    monkeypatch.setattr(joint_module, "_passed", counted)
+    frame, label = torch.randn(1, 20, 6), torch.randn(1, 21, 6)
+    frame.requires_grad_()
+    targets = torch.zeros(1, 20, dtype=torch.int64)
+    blank, _ = joint.lattice_logp(frame, label, targets, torch.tensor([20]), torch.tensor([20]))
+    blank.backward(torch.eye(20, 21)[None], retain_graph=True)
+    assert sum(cells) <= 40
+    assert frame.grad is not None
+    assert bool((frame.grad != 0).any(-1).all())
+    blank.backward(torch.full_like(blank, torch.nan))
+    assert bool(frame.grad.isnan().all())
 
 
 @pytest.mark.parametrize("kind", PREDICTORS)
