@@ -89,3 +89,9 @@ class Bar:
         self._seen += 1
         if self._progress:
             self._progress.update(self._progress.task_ids[0], advance=size, seen=self._seen)
+
+    def reach(self, seen: int) -> None:
+        """So many items are done, each of size 1."""
+        self._seen = seen
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], completed=seen, seen=seen)

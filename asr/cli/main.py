@@ -45,6 +45,7 @@ VERBS = (
     Verb("tune", "Find the weights of language models and lists on transcribed recordings."),
     Verb("stream", "Turn a recording into text while it goes on."),
     Verb("score", "Compare transcripts with references: word errors, names found, names made up."),
+    Verb("adapt", "Teach a model the words of a text, without recordings."),
     Verb("classes", "Show what a model makes of each entry of a list of names."),
     Verb("info", "Show what a model folder holds."),
     Verb("lm", "Language models: perplexity on a text.", parts=("score",)),

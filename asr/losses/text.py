@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from asr.data.text_batches import TextBatch
 from lm.language_model import LanguageModel
@@ -34,13 +35,11 @@ def token_logp(model: LanguageModel, batch: TextBatch, spoken: bool, ends: bool)
     if end is not None and not ends:
         logits = logits[..., :end]
     places = torch.arange(width + 1, device=batch.tokens.device)
-    targets = torch.nn.functional.pad(batch.tokens, (0, 1)).masked_fill(places >= batch.lengths[:, None], -1)
+    targets = F.pad(batch.tokens, (0, 1)).masked_fill(places >= batch.lengths[:, None], -1)
     if ends:
         assert end is not None
         targets = torch.where(places == batch.lengths[:, None], end, targets)
-    loss = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
-    )
+    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
     return -loss.view_as(targets), targets
 
 
@@ -49,6 +48,31 @@ def text_loss(model: LanguageModel, batch: TextBatch) -> tuple[Tensor, int]:
     logp, targets = token_logp(model, batch, spoken=False, ends=end_token(model) is not None)
     count = int((targets >= 0).sum())
     return -logp.sum() / max(1, count), count
+
+
+def adaptation_loss(
+    model: LanguageModel, base: LanguageModel, kl_weight: float, batch: TextBatch
+) -> tuple[Tensor, int]:
+    """``(1 - ρ) CE(text) + ρ KL(P_base ‖ P_model)``, in nats a token, and the tokens of a batch.
+
+    The divergence is taken behind every prefix of the text that a token follows, over all tokens and class tags;
+    it holds the model near to what it was where the text says little (Yu et al. 2013; for factorized transducers
+    arXiv 2212.01992).
+
+    Args:
+        model: the language model that learns.
+        base: what it was; not changed.
+        kl_weight: ρ, 0 to 1.
+        batch: sentences ``(B, U)``.
+    """
+    places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    inside = places < batch.lengths[:, None]
+    logp = model(batch.tokens)[:, :-1][inside].float().log_softmax(-1)  # (M, V + C)
+    with torch.no_grad():
+        was = base(batch.tokens)[:, :-1][inside].float().log_softmax(-1)
+    said = F.nll_loss(logp, batch.tokens[inside])
+    away = F.kl_div(logp, was, log_target=True, reduction="batchmean")
+    return (1 - kl_weight) * said + kl_weight * away, len(logp)
 
 
 def _impossible(logits: Tensor, first: int, last: int) -> Tensor:

@@ -56,6 +56,7 @@ class TextTrainer:
         seed: of dropout.
         device: where to train.
         on_step: called after each update with the updates done.
+        loss: of a batch in nats a token, and its tokens; on dev it is always the cross-entropy.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TextTrainer:
         seed: int = 0,
         device: str = "cpu",
         on_step: Callable[[int], None] | None = None,
+        loss: Callable[[LanguageModel, TextBatch], tuple[Tensor, int]] = text_loss,
     ) -> None:
         self.model = model.to(device)
         self.config = config
@@ -78,6 +80,7 @@ class TextTrainer:
         self.seed = seed
         self.device = torch.device(device)
         self.on_step = on_step
+        self.loss = loss
         self.optimizer = adamw(model, config.peak_lr, config.weight_decay)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
         self.steps = sum(text.count(epoch) for epoch in range(config.epochs))
@@ -133,7 +136,7 @@ class TextTrainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
-            loss, count = text_loss(self.model, batch.to(self.device))
+            loss, count = self.loss(self.model, batch.to(self.device))
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if not torch.isfinite(norm):
