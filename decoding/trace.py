@@ -218,31 +218,25 @@ class Trace:
             path = _joined(self.past[b], path)
         if not path:
             return EMPTY
-        emitted = np.nonzero(path["token"] != BLANK)[0]
-        in_entity = path["node"] >= 0
-        extra = path["extra"].sum(0)
-        lm = float(path["lm_gain"][~in_entity].sum())
-        classes = float(path["lm_gain"][in_entity].sum())
-        parts = {
-            "model": float(path["gain"].sum() + path["waited"].sum() - extra.sum()) - lm - classes,
-            "lm": lm,
-        }
-        if in_entity.any():
-            parts["classes"] = classes
-        extra = np.pad(extra, (0, len(finish) - len(extra)))
-        parts |= {name: float(extra[i]) + last for i, (name, last) in enumerate(finish.items())}
+        emitted = np.flatnonzero(path["token"] != BLANK)
+        in_entity, scored = path["node"] >= 0, path["extra"]
+        entered = bool(in_entity.any())
+        extra, lm_gain = scored.sum(0).tolist(), path["lm_gain"]
+        classes = float(lm_gain[in_entity].sum()) if entered else 0.0
+        lm = float(lm_gain[~in_entity].sum()) if entered else float(lm_gain.sum())
+        model = float(path["gain"].sum() + path["waited"].sum()) - sum(extra) - lm - classes
+        parts = {"model": model, "lm": lm} | ({"classes": classes} if entered else {})
+        extra += [0.0] * (len(finish) - len(extra))
+        parts |= {name: extra[i] + last for i, (name, last) in enumerate(finish.items())}
         spans, start = [], 0
-        for place, step in enumerate(emitted):
+        for place, step in enumerate(emitted if entered else ()):
             start = place if path["entered"][step] else start
             if path["ended"][step]:
                 spans.append(TokenSpan(int(path["node"][step]), start, place + 1))
         return RawHypothesis(
-            tokens=tuple(int(t) for t in path["token"][emitted]),
-            frames=tuple(int(f) for f in path["frame"][emitted]),
-            token_logp=tuple(
-                float(g - e)
-                for g, e in zip(path["gain"][emitted], path["extra"][emitted].sum(-1), strict=True)
-            ),
+            tokens=tuple(path["token"][emitted].astype(np.int64).tolist()),
+            frames=tuple(path["frame"][emitted].astype(np.int64).tolist()),
+            token_logp=tuple((path["gain"] - scored.sum(-1))[emitted].tolist()),
             score=score,
             parts=parts,
             spans=tuple(spans),

@@ -21,6 +21,7 @@ from lm.errors import BundleError, DataError
 from lm.language_model import ContextStore, Rows, check_end
 
 if TYPE_CHECKING:
+    from lm.ngram_kernel import Tables
     from lm.vocabulary import Units
 
 PARTS = ("key", "logp", "target", "backoff_logp", "backoff")
@@ -190,17 +191,25 @@ class NGramContexts(ContextStore):
 
     As everywhere in a search the surface tokens are normalised among themselves: what class tags take, and without
     ``ends`` what ``</s>`` takes, is not counted for them, and tags have odds against all of them together.
+
+    Args:
+        model: the model.
+        ends: score ends of sentences.
+        reference: work in tensors, also on a CPU.
     """
 
-    def __init__(self, model: NGramModel, ends: bool = False) -> None:
+    def __init__(self, model: NGramModel, ends: bool = False, reference: bool = False) -> None:
         super().__init__(model.num_tokens, model.num_classes, model.key.device, ends)
         self._model = model
         self._states = Rows((), torch.long, self.device)
         self._row = torch.full((len(model.backoff),), -1, dtype=torch.long, device=self.device)
+        self._tables = None if reference or model.key.is_cuda else _tables(model)
         self._rows_of(torch.tensor([model.start], device=self.device))
 
     def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """See ``ContextStore.advance``."""
+        if self._tables is not None:
+            return self._advance(contexts, tokens)
         children = self._child.data[contexts, tokens]
         missing = (children < 0).nonzero().squeeze(1)
         if missing.numel():
@@ -209,6 +218,27 @@ class NGramContexts(ContextStore):
             self._child.data[parents, labels] = rows.int()
             children[missing] = rows.int()
         return children.long()
+
+    def _advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """The same in compiled code."""
+        from lm import ngram_kernel
+
+        children, new = np.empty((2, len(contexts)), np.int64)
+        asked = contexts.contiguous().numpy(), tokens.contiguous().numpy()
+        kept = self._child.data.numpy(), self._states.data.numpy(), self._row.numpy()
+        count = ngram_kernel.advance(self._tables, self._model.width, *asked, *kept, children, new)
+        if count:
+            self._origin.grow(count)
+            self._child.grow(count)
+            first = self._states.append(torch.from_numpy(new[:count]))
+            self._logits.grow(count)
+            end = np.empty(count, np.float32)
+            table = self._logits.data[first:].numpy()
+            sizes = self._model.width, self.num_tokens, self.ends
+            ngram_kernel.rows(self._tables, *sizes, new[:count], table, end)
+            if self.ends:
+                self._end.append(torch.from_numpy(end))
+        return torch.from_numpy(children)
 
     def _rows_of(self, states: Tensor) -> Tensor:
         new = states[self._row[states] < 0].unique()  # type: ignore[no-untyped-call]
@@ -221,6 +251,16 @@ class NGramContexts(ContextStore):
 
     def _extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
         raise AssertionError("states are not a tree")
+
+
+def _tables(model: NGramModel) -> Tables:
+    """The model as compiled code takes it."""
+    from lm.ngram_kernel import Tables
+
+    states = torch.arange(len(model.backoff) + 1)
+    first = torch.searchsorted(model.key, states * model.width)
+    parts = model.key, model.logp, model.target, model.backoff_logp, model.backoff, first
+    return Tables(*(part.contiguous().numpy() for part in parts))
 
 
 def compile_ngrams(

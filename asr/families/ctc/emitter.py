@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,9 @@ class CTCEmitter:
     def hear(self, encoded: Tensor, lengths: Tensor) -> None:
         """See ``FrameSynchronous.hear``."""
         self.lengths = lengths
-        self._logp = self._model.logp(encoded)  # (B, T, V + 1)
+        self._logp = self._model.logp(encoded).contiguous()  # (B, T, V + 1)
         self.evidence, self.tokens = top_tokens(self._logp[..., :-1], self._top)
+        self._compiled = self._logp.device.type == "cpu" and self._logp.dtype == torch.float32
 
     def start(self) -> Tensor:
         """Nothing said yet, for each utterance ``(B,)``."""
@@ -50,6 +52,8 @@ class CTCEmitter:
     def score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """See ``FrameSynchronous.score``."""
         shape = (*state.shape, frames.shape[1])
+        if self._compiled:
+            return self._score(frames, state, shape)
         last = (state // 2 - 1)[..., None]
         open_ = (state % 2 > 0)[..., None] & (torch.arange(shape[-1], device=state.device) == 0)
         logp, tokens = self._logp[self._row, frames], self.tokens[self._row, frames]
@@ -58,6 +62,16 @@ class CTCEmitter:
         repeat = logp.gather(2, last.clamp_min(0).mT.expand(-1, shape[-1], -1)).mT
         blank = logp[:, None, :, -1].expand(shape)
         return FrameScores(blank, label, repeat.masked_fill(~open_, -torch.inf))
+
+    def _score(self, frames: Tensor, state: Tensor, shape: tuple[int, ...]) -> FrameScores:
+        """The same in compiled code."""
+        from asr.families.ctc import kernel
+
+        blank, repeat = np.empty((2, *shape), np.float32)
+        label = np.empty((*shape, self.tokens.shape[2]), np.float32)
+        heard = self._logp.numpy(), self.evidence.numpy(), self.tokens.numpy()
+        kernel.score(*heard, frames.contiguous().numpy(), state.contiguous().numpy(), blank, label, repeat)
+        return FrameScores(*map(torch.from_numpy, (blank, label, repeat)))
 
     def lm_logp(self, state: Tensor, tokens: Tensor) -> None:
         """None: CTC has no language model."""

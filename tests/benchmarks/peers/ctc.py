@@ -174,14 +174,14 @@ class Ours:
 
     def make(self, beam: int, phrases: bool, cold: bool) -> Callable[[int], list[list[int]]]:
         """Searches the utterances of a turn."""
-        own = replace(self._ngram, _store=None)
+        own = replace(self._ngram, _stores={})
         config = BeamConfig(beam=beam, nbest=1)
         model: Any = SimpleNamespace(num_tokens=VOCAB, logp=lambda emissions: emissions)
         lengths = torch.full((UTTERANCES,), FRAMES)
 
         @torch.no_grad()
         def search(batch: int) -> list[list[int]]:
-            ngram = replace(own, _store=None) if cold else own
+            ngram = replace(own, _stores={}) if cold else own
             scorers: list[Scorer] = [Sentences(ngram)]
             if phrases:
                 scorers.append(PhraseBoost([self._graph], BONUS, "phrases"))
