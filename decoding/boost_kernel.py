@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
+NEIGHBOURS = 8
+"""Rows before one that may ask the same."""
+
 
 @njit(cache=True)
 def step(
@@ -44,12 +47,32 @@ def score(
     phi: Floats,
     found: Floats,
 ) -> None:
-    """What each of ``tokens`` ``(N, k)`` changes after ``state`` ``(N,)``: ``entry`` there less ``phi`` here."""
+    """What each of ``tokens`` ``(N, k)`` changes after ``state`` ``(N,)``: ``entry`` there less ``phi`` here.
+
+    Neighbours are the hypotheses of a beam, many of which are in one state.
+    """
     for n in range(len(state)):
+        same = _twin(n, state, tokens)
+        if same >= 0:
+            found[n] = found[same]
+            continue
         here = phi[state[n]]
         for i in range(tokens.shape[1]):
             after = _next(state[n], tokens[n, i], keys, targets, begin, root, graph, hub, hops)
             found[n, i] = entry[after] - here
+
+
+@njit(cache=True)
+def _twin(n: int, state: Longs, tokens: Longs) -> int:
+    """One of the rows just before ``n`` that asks the same, or -1."""
+    for other in range(max(0, n - NEIGHBOURS), n):
+        if state[other] == state[n]:
+            equal = True
+            for i in range(tokens.shape[1]):
+                equal &= tokens[other, i] == tokens[n, i]
+            if equal:
+                return other
+    return -1
 
 
 @njit(cache=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from decoding.beam import SCORERS, Beam
@@ -14,6 +15,8 @@ from decoding.fast_step import FastStep, Frames
 from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.pruning import Pruning
 from decoding.top_tokens import top_tokens
+from lm.arpa import NGrams
+from lm.ngram import compile_ngrams
 from lm.transformer import TransformerLM, TransformerLMConfig
 
 
@@ -26,7 +29,7 @@ def is_compiled() -> bool:
 
 
 def compile_all() -> None:
-    """Take one step of a search for nothing, one of a phrase boost, and one of a language model."""
+    """Take one step of a search for nothing, one of a phrase boost, and one of two language models."""
     size = (1, 1, 1)
     heard = Frames(
         frames=torch.zeros((1, 1), dtype=torch.long),
@@ -46,6 +49,9 @@ def compile_all() -> None:
     boost.advance(boost.start(1), torch.zeros(1, dtype=torch.long))
     top_tokens(torch.zeros((1, 2)), 1)
     TransformerLM(TransformerLMConfig(layers=1, width=4, heads=1, feed_forward=4), 1, 0).eval().contexts()
+    unigram = NGrams(np.zeros((1, 1), np.int64), np.zeros(1), np.zeros(1))
+    contexts = compile_ngrams([unigram], 1, 0, "nothing").contexts()
+    contexts.advance(contexts.start(1), torch.zeros(1, dtype=torch.long))
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ class BeamSearch:
         label, extra, lm = scores.label, None, None
         if self._scorers:
             extra = self._extra(self._beam.state, tokens)
-            label = label + extra.sum(-1)
+            label = label + (extra[..., 0] if extra.shape[-1] == 1 else extra.sum(-1))
         if self._grammar is None:
             lm = emitter.lm_logp(model, tokens)
             lm = None if lm is None else emitter.lm_scale * lm

@@ -134,7 +134,10 @@ class PhraseBoost:
         self._phi = torch.cat([graph.phi for graph in distinct]).to(device)
         self._entry = torch.cat([graph.phi + graph.output for graph in distinct]).to(device)
         self._hops = max(graph.hops for graph in distinct)
-        self._compiled = not reference
+        tables = (self._keys, self._targets, self._begin, self._root, self._graph, self._hub)
+        self._tables: list[Any] | None = None
+        if not reference and not self._keys.is_cuda:
+            self._tables = [each.contiguous().numpy() for each in tables]
 
     def start(self, utterances: int) -> Tensor:
         """First states ``(B,)``.
@@ -154,13 +157,14 @@ class PhraseBoost:
 
     def score(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Change of promise plus phrases completed, for ``tokens`` ``(N, k)`` after ``state`` ``(N,)``."""
-        if self._compiled and not state.is_cuda:
+        if self._tables is not None:
             from decoding import boost_kernel
 
             found = torch.empty(tokens.shape)
             scores = (self._entry.numpy(), self._phi.numpy(), found.numpy())
+            asked = state.contiguous().numpy(), tokens.contiguous().numpy()
             function: Any = boost_kernel.score
-            function(*self._arrays(state, tokens), self._hops, *scores)
+            function(*asked, *self._tables, self._hops, *scores)
             return found
         return self._entry[self._step(state, tokens)] - self._phi[state][:, None]
 
@@ -174,8 +178,8 @@ class PhraseBoost:
 
     def _step(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Next states ``(N, k)``: arcs of the state, of its hubs, of the root; the first that fits."""
-        if self._compiled and not state.is_cuda:
-            return self._step_compiled(state, tokens)
+        if self._tables is not None:
+            return self._step_compiled(state, tokens, self._tables)
         after = self._root[self._graph[state][:, None], tokens]
         found = torch.zeros_like(tokens, dtype=torch.bool)
         for _ in range(self._hops + 1):
@@ -187,18 +191,14 @@ class PhraseBoost:
             state = self._hub[state]
         return after
 
-    def _step_compiled(self, state: Tensor, tokens: Tensor) -> Tensor:
+    def _step_compiled(self, state: Tensor, tokens: Tensor, tables: list[Any]) -> Tensor:
         from decoding import boost_kernel
 
         after = torch.empty(tokens.shape, dtype=torch.long)
         function: Any = boost_kernel.step
-        function(*self._arrays(state, tokens), self._hops, after.numpy())
+        asked = state.contiguous().numpy(), tokens.contiguous().numpy()
+        function(*asked, *tables, self._hops, after.numpy())
         return after
-
-    def _arrays(self, state: Tensor, tokens: Tensor) -> list[Any]:
-        """What the compiled steps take: states, tokens, and the tables."""
-        tables = (self._keys, self._targets, self._begin, self._root, self._graph, self._hub)
-        return [each.contiguous().numpy() for each in (state, tokens, *tables)]
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class NGramContexts(ContextStore):
     def advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
         """See ``ContextStore.advance``."""
         if self._tables is not None:
-            return self._advance(contexts, tokens)
+            return self._advance(self._tables, contexts, tokens)
         children = self._child.data[contexts, tokens]
         missing = (children < 0).nonzero().squeeze(1)
         if missing.numel():
@@ -219,14 +219,14 @@ class NGramContexts(ContextStore):
             children[missing] = rows.int()
         return children.long()
 
-    def _advance(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+    def _advance(self, tables: Tables, contexts: Tensor, tokens: Tensor) -> Tensor:
         """The same in compiled code."""
         from lm import ngram_kernel
 
         children, new = np.empty((2, len(contexts)), np.int64)
         asked = contexts.contiguous().numpy(), tokens.contiguous().numpy()
         kept = self._child.data.numpy(), self._states.data.numpy(), self._row.numpy()
-        count = ngram_kernel.advance(self._tables, self._model.width, *asked, *kept, children, new)
+        count = ngram_kernel.advance(tables, self._model.width, *asked, *kept, children, new)
         if count:
             self._origin.grow(count)
             self._child.grow(count)
@@ -235,7 +235,7 @@ class NGramContexts(ContextStore):
             end = np.empty(count, np.float32)
             table = self._logits.data[first:].numpy()
             sizes = self._model.width, self.num_tokens, self.ends
-            ngram_kernel.rows(self._tables, *sizes, new[:count], table, end)
+            ngram_kernel.rows(tables, *sizes, new[:count], table, end)
             if self.ends:
                 self._end.append(torch.from_numpy(end))
         return torch.from_numpy(children)

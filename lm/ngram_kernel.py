@@ -89,11 +89,13 @@ def _next_state(tables: Tables, width: int, state: int, word: int) -> int:
             return int(tables.target[low])
         if state == 0:
             return 0
-        state = tables.backoff[state]
+        state = int(tables.backoff[state])
 
 
 @njit(cache=True)
-def rows(tables: Tables, width: int, tokens: int, ends: bool, states: Longs, table: Floats, end: Floats) -> None:
+def rows(
+    tables: Tables, width: int, tokens: int, ends: bool, states: Longs, table: Floats, end: Floats
+) -> None:
     """Log probabilities behind ``states`` ``(M,)``, normalised over the surface tokens and, with ``ends``, the end.
 
     Args:

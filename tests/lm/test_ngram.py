@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lm.arpa import read_arpa
 from lm.errors import BundleError, DataError
 from lm.kneser_ney import FALLBACK, train_arpa
-from lm.ngram import NGramModel
+from lm.ngram import NGramContexts, NGramModel
 
 WORDS = ("a", "b", "c", "d", "<city>")
 TOKENIZER: Any = SimpleNamespace(pieces=WORDS[:4], classes=("city",), vocab_size=4, num_classes=1, digest="x")
@@ -118,6 +118,25 @@ def test_probabilities_sum_to_one(
     for word in (0, 4, 2, 2):
         assert float(store.score(state)[0, :4].exp().sum()) == pytest.approx(1.0, abs=1e-5)
         state = store.advance(state, torch.tensor([word]))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_compiled_loops_give_what_tensors_give(tmp_path: Path, ends: bool) -> None:
+    random = np.random.default_rng(1)
+    text = [[WORDS[i] for i in random.integers(0, 5, 8)] for _ in range(50)]
+    model = NGramModel.from_arpa(train(text, 3, tmp_path), TOKENIZER)
+    stores = [NGramContexts(model, ends, reference) for reference in (False, True)]
+    assert stores[0]._tables is not None
+    rows = [store.start(40) for store in stores]
+    for _ in range(6):
+        words = torch.from_numpy(random.integers(0, 5, 40))
+        rows = [store.advance(row, words) for store, row in zip(stores, rows, strict=True)]
+        one, other = (store.score(row) for store, row in zip(stores, rows, strict=True))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        if ends:
+            one, other = (store.end_logp(row) for store, row in zip(stores, rows, strict=True))
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert len(stores[0]) == len(stores[1])
 
 
 def test_contexts_share_states_and_agree_with_the_model(tmp_path: Path) -> None:
