@@ -59,10 +59,10 @@ def advance(
     """
     count = 0
     for m in range(len(contexts)):
-        found = np.int64(child[contexts[m], tokens[m]])
+        found = int(child[contexts[m], tokens[m]])
         if found < 0:
-            state = _next_state(tables, width, states[contexts[m]], tokens[m])
-            found = row[state]
+            state = _next_state(tables, width, int(states[contexts[m]]), int(tokens[m]))
+            found = int(row[state])
             if found < 0:
                 found = len(states) + count
                 row[state] = found
@@ -77,15 +77,15 @@ def advance(
 def _next_state(tables: Tables, width: int, state: int, word: int) -> int:
     """State behind ``word``; 0 for a word without a unigram."""
     while True:
-        low, high = tables.first[state], tables.first[state + 1]
-        wanted = state * width + word
+        low, high = int(tables.first[state]), int(tables.first[state + 1])
+        end, wanted = high, state * width + word
         while low < high:
             middle = (low + high) // 2
             if tables.key[middle] < wanted:
                 low = middle + 1
             else:
                 high = middle
-        if low < tables.first[state + 1] and tables.key[low] == wanted:
+        if low < end and tables.key[low] == wanted:
             return int(tables.target[low])
         if state == 0:
             return 0
