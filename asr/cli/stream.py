@@ -14,7 +14,19 @@ import numpy as np
 import typer
 
 from asr.cli.console import put, say
-from asr.cli.transcribe import Beam, Device, Entities, Model, Settings, load_recognizer, search_changes
+from asr.cli.transcribe import (
+    LM,
+    Beam,
+    Device,
+    Entities,
+    LMWeight,
+    Model,
+    Settings,
+    SettingsFile,
+    add_models,
+    load_recognizer,
+    search_changes,
+)
 
 if TYPE_CHECKING:
     from asr.audio import Samples
@@ -39,6 +51,13 @@ Pause = Annotated[
     float, typer.Option("--pause-s", min=0.1, help="Silence behind the words that ends an utterance.")
 ]
 Whole = Annotated[bool, typer.Option("--whole", help="Do not cut the stream into utterances.")]
+Context = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=VALUE",
+        help="What is known of the stream, for a contextual language model; may be repeated.",
+    ),
+]
 RealTime = Annotated[bool, typer.Option("--real-time", help="Read a file no faster than it was spoken.")]
 
 
@@ -50,7 +69,11 @@ def stream(
     whole: Whole = False,
     real_time: RealTime = False,
     beam: Beam = None,
+    lm: LM = None,
+    lm_weight: LMWeight = None,
+    context: Context = None,
     settings: Settings = None,
+    settings_file: SettingsFile = None,
     device: Device = "cpu",
 ) -> int:
     """Turn a recording into text while it goes on; the model's encoder must work in chunks.
@@ -63,14 +86,20 @@ def stream(
     \b
       asr stream call.wav --model exp/model --real-time
       arecord -q -f S16_LE -r 16000 -t raw | asr stream - --model exp/model
+      asr stream call.wav --model exp/model --lm contextual.safetensors --context hour=7 --context app=maps
     """
+    from asr.cli.contexts import context_of
     from asr.streaming import EndpointConfig, StreamingRecognizer
 
-    catalog = _catalog(entities)
+    catalog, known = _catalog(entities), context_of(context or [])
+    changes = search_changes(beam, lm, lm_weight, settings or [], settings_file)
     recognizer = load_recognizer(model, device)
-    options = recognizer.decoding.changed(search_changes(beam, None, None, settings or []), "--set")
+    options = recognizer.decoding.changed(changes, "--set")
+    add_models(recognizer, [lm] if lm else [], options)
     rules = None if whole else EndpointConfig(pause_s=pause_s)
-    recognition = StreamingRecognizer(recognizer, entities=catalog, options=options, endpoint=rules)
+    recognition = StreamingRecognizer(
+        recognizer, entities=catalog, context=known, options=options, endpoint=rules
+    )
     rate = STDIN_RATE if file == "-" else recognizer.features.sample_rate
     pieces = _from_stdin() if file == "-" else _from_file(Path(file), rate)
     interrupted = False

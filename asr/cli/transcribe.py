@@ -17,7 +17,7 @@ import typer
 from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run_batch
 from asr.cli.console import Bar, put, say
 from asr.recordings import Recording, list_recordings
-from lm.errors import ConfigError, DataError, VocativeError
+from lm.errors import ConfigError, VocativeError
 
 if TYPE_CHECKING:
     from asr.decoding_config import DecodingConfig
@@ -285,25 +285,9 @@ class _Job:
         Raises:
             ConfigError, DataError: contexts of none of them, or two contexts of one file.
         """
-        from lm.utterance_context import read_contexts
+        from asr.cli.contexts import contexts_of
 
-        found = read_contexts(path)
-        known = [recording for recording in recordings if recording.id in found]
-        if recordings and not known:
-            raise DataError(
-                f"{path} has contexts of {next(iter(found))!r} …, none of {recordings[0].id!r} …",
-                "those of the recordings, by id",
-                "correct the ids: that of a file is its name without its ending",
-            )
-        self._contexts = {recording.path: found[recording.id] for recording in known}
-        for recording in recordings:
-            if found.get(recording.id, {}) != self._contexts.get(recording.path, {}):
-                raise DataError(
-                    f"{recording.path} under several ids with contexts of their own", "one context of a file",
-                    "transcribe it once with each context",
-                )  # fmt: skip
-        if len(known) < len(recordings):
-            say(f"{path}: contexts of {len(known)} of {len(recordings)} recordings; the others go without")
+        self._contexts = contexts_of(path, recordings)
         self.settings["context"] = file_digest(path)
 
     def load(self) -> Recognise:

@@ -15,6 +15,7 @@ from asr.cli.console import Bar, put, say
 from asr.cli.transcribe import (
     LM,
     BatchS,
+    Context,
     Device,
     Entities,
     Model,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from decoding.result import Transcript
     from lm.classes import EntityCatalog
     from lm.tagged_text import TaggedText
+    from lm.utterance_context import UtteranceContext
 
 SHOWN = 5
 
@@ -78,6 +80,7 @@ def tune(
     entities: Entities = None,
     lm: LM = None,
     rescore_lm: RescoreLM = None,
+    context: Context = None,
     settings: Settings = None,
     grid: Grid = None,
     test: Test = None,
@@ -113,7 +116,7 @@ def tune(
     catalog = EntityCatalog.load(entities) if entities else None
     changes = search_changes(None, lm, None, settings or [], None, rescore_lm)
     models = [path for path in (lm, rescore_lm) if path]
-    job = _Job.load(model, device, catalog, models, changes, recordings, out, batch_s)
+    job = _Job.load(model, device, catalog, models, context, changes, recordings, out, batch_s)
     return _run(job, references, wanted, nbest)
 
 
@@ -124,6 +127,7 @@ class _Job:
     recognizer: Recognizer
     options: DecodingConfig
     catalog: EntityCatalog | None
+    contexts: Mapping[Path, UtteranceContext]
     recordings: Sequence[Recording]
     out: Path
     batch_s: float
@@ -136,13 +140,16 @@ class _Job:
         device: str,
         catalog: EntityCatalog | None,
         models: Sequence[Path],
+        context: Path | None,
         changes: dict[str, Any],
         recordings: Sequence[Recording],
         out: Path,
         batch_s: float,
     ) -> _Job:
         from asr.bundle import bundle_fingerprint
+        from asr.cli.contexts import contexts_of
 
+        contexts = contexts_of(context, recordings) if context else {}
         recognizer = load_recognizer(model, device)
         options = recognizer.decoding.changed(changes, "--set")
         add_models(recognizer, models, options)
@@ -153,7 +160,8 @@ class _Job:
             "entities": catalog.fingerprint() if catalog else None,
             "lm": [file_digest(path) for path in models],
         }
-        return cls(recognizer, options, catalog, recordings, out, batch_s, marks)
+        marks |= {"context": file_digest(context)} if context else {}
+        return cls(recognizer, options, catalog, contexts, recordings, out, batch_s, marks)
 
     @property
     def own_lm(self) -> bool:
@@ -170,7 +178,11 @@ class _Job:
 
         settings = {**self.fingerprint, "search": options.model_dump(mode="json")}
         recognise = partial(
-            self.recognizer.transcribe_many, entities=self.catalog, batch_s=self.batch_s, options=options
+            self.recognizer.transcribe_many,
+            entities=self.catalog,
+            contexts=self.contexts,
+            batch_s=self.batch_s,
+            options=options,
         )
         folder = self.out / name
         with ResultsFolder(folder, ["jsonl"], write, settings) as results:

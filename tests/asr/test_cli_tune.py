@@ -33,14 +33,16 @@ class Scripted:
         self.family = type("Plain", (), {"knows_classes": False})()
         self.language_models = Models()
         self.searches: list[float] = []
+        self.heard_in: list[Any] = []
 
     def biasing(self, options: DecodingConfig) -> str:
         return "classes" if options.fusion.lm else "phrases"
 
     def transcribe_many(
-        self, paths: Sequence[Path], *, entities: Any, batch_s: float, options: DecodingConfig
+        self, paths: Sequence[Path], *, entities: Any, contexts: Any, batch_s: float, options: DecodingConfig
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
         self.searches.append(options.fusion.weight)
+        self.heard_in.append({path.stem: said for path, said in contexts.items()})
         for path in paths:
             if path.read_bytes() == b"broken":
                 yield path, AudioError(f"{path} is broken", "a recording", "check it")
@@ -97,6 +99,20 @@ def test_another_grid_needs_no_search(dev: Path, scripted: Scripted) -> None:
     result = call(dev, "--tune", "fusion.weight=0.1,0.4,0.6,0.7")
     assert result.exit_code == 0, result.output
     assert scripted.searches == [0.6]  # only the check of what was chosen now
+
+
+def test_recordings_are_searched_in_their_contexts(dev: Path, scripted: Scripted) -> None:
+    said = dev / "when.yaml"
+    said.write_text("ann: {hour: 7}\nzoe: {hour: 8}\n")
+    grid = ("--tune", "fusion.weight=0.2,0.7")
+    result = call(dev, *grid, "--context", str(said))
+    assert result.exit_code == 0, result.output
+    assert scripted.heard_in == [{"ann": {"hour": 7}}] * len(scripted.searches)
+    said.write_text("ann: {hour: 8}\n")
+    assert call(dev, *grid, "--context", str(said)).exit_code == 0
+    assert scripted.heard_in[-1] == {"ann": {"hour": 8}}, (
+        "what was found in another context is searched again"
+    )
 
 
 def test_what_is_no_better_leaves_the_weights(dev: Path, scripted: Scripted) -> None:

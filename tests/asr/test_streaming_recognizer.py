@@ -26,7 +26,7 @@ from asr.features import FeatureConfig, FeatureNormaliser, fbank
 from asr.streaming import EndpointConfig, Partial
 from decoding.frame_sync import BeamSearch
 from decoding.result import Transcript, Word
-from lm.errors import AudioError, ConfigError, EntityListError
+from lm.errors import AudioError, ConfigError, DataError, EntityListError
 from lm.kneser_ney import train_arpa
 from lm.model_files import make_language_model, save_language_model
 from lm.tokenizer import Tokenizer
@@ -172,6 +172,34 @@ def test_a_stream_is_heard_in_its_context(recognizers: dict[str, Recognizer], tm
     assert scores[0] != pytest.approx(scores[1], abs=1e-2)
     with pytest.raises(ConfigError, match="no language model takes any"):
         StreamingRecognizer(recognizer, context=context)
+
+
+def test_the_command_takes_a_language_model_and_a_context(
+    recognizers: dict[str, Recognizer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recognizer, samples = recognizers["ctc"], sound(3.0, 1)
+    soundfile.write(tmp_path / "call.wav", (samples * 32767).astype("<i2"), 16000)
+    torch.manual_seed(0)
+    shape = {"width": 16, "fields": [{"kind": "cyclic", "name": "hour", "period": 24}]}
+    model = make_language_model("contextual", shape, recognizer.tokenizer, "here")
+    save_language_model(
+        tmp_path / "when.safetensors", "contextual", model.config, model, recognizer.tokenizer
+    )
+    monkeypatch.setattr(asr.cli.stream, "load_recognizer", lambda model, device: recognizer)
+    call = str(tmp_path / "call.wav"), tmp_path
+    lm: dict[str, Any] = {"whole": True, "lm": tmp_path / "when.safetensors", "lm_weight": 4.0}
+    assert asr.cli.stream.stream(*call, **lm, context=["hour=7"]) == 0
+    options = recognizer.decoding.changed({"fusion": {"lm": "when", "weight": 4.0}}, "here")
+    expected = recognizer.transcribe(tmp_path / "call.wav", context={"hour": 7}, options=options).text
+    assert capsys.readouterr().out.rstrip("\n").split("\t")[-1] == expected
+    for wrong in ("hour", "=7", "hour=["):
+        with pytest.raises(ConfigError, match="--context"):
+            asr.cli.stream.stream(*call, **lm, context=[wrong])
+    with pytest.raises(DataError, match="houre"):
+        asr.cli.stream.stream(*call, **lm, context=["houre=7"])
 
 
 def test_most_words_are_stable_before_the_end_and_entities_among_them(
