@@ -99,6 +99,10 @@ def _asr(call: _Call) -> None:
     from recipes.config import RecipeConfig
 
     chosen = build_config(RecipeConfig, call.values, str(call.config))
+    if chosen.training.shard:
+        from asr.training.sharding import refuse_one_process
+
+        refuse_one_process(_processes())
     workdir = call.folder(chosen.corpus)
     recipe = asr_recipe(chosen, workdir, call.corpus or usual_place(chosen.corpus))
     if _processes() == 1 or call.dry_run:

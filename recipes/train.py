@@ -255,7 +255,8 @@ def put_aside(training: Path, fingerprint: str) -> None:
 def _fingerprint(config: RecipeConfig, folder: Layout) -> str:
     """Identifies what a checkpoint of this training depends on."""
     chosen = params(config, "family", "model", "loss", "features", "training")
-    del chosen["training"]["threads"], chosen["training"]["checkpoint_s"]
+    for indifferent in ("threads", "checkpoint_s", "shard"):
+        del chosen["training"][indifferent]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
     digest.update("".join(each.model_dump_json() for each in config.initial).encode())
     for path in (folder.tokenizer, folder.cuts("train"), *(each.file for each in config.initial)):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from asr.training.sharding import cut_optimizer, pieces_of, whole
 from lm.errors import BundleError, VocativeError
 
 
@@ -39,15 +40,20 @@ class CheckpointStore:
         self._folder = folder
         self._fingerprint = fingerprint
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write a checkpoint, then drop older ones."""
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, write: bool = True
+    ) -> None:
+        """Write a checkpoint, then drop older ones; without ``write``, only give one's pieces to who writes."""
+        weights, moments = whole(model.state_dict(), write), whole(optimizer.state_dict(), write)
+        if not write:
+            return
         target = self._folder / f"step-{progress.step:08d}"
         scratch = self._folder / ".writing"
         with disk_errors(self._folder):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            save_file(_contiguous(model.state_dict()), scratch / "model.safetensors")
-            tensors, scalars = _flatten(optimizer.state_dict())
+            save_file(_contiguous(weights), scratch / "model.safetensors")
+            tensors, scalars = _flatten(moments)
             save_file(tensors, scratch / "optimizer.safetensors")
             state = {"fingerprint": self._fingerprint, "progress": asdict(progress), "optimizer": scalars}
             (scratch / "state.json").write_text(json.dumps(state))
@@ -73,10 +79,10 @@ class CheckpointStore:
                 "a checkpoint of this run",
                 "restore the earlier settings, or remove that folder to start afresh",
             )
-        model.load_state_dict(load_tensors(folder / "model.safetensors"))
-        optimizer.load_state_dict(
-            _unflatten(load_tensors(folder / "optimizer.safetensors"), state["optimizer"])
-        )
+        weights = load_tensors(folder / "model.safetensors")
+        model.load_state_dict(pieces_of(weights, model.state_dict()))
+        moments = _unflatten(load_tensors(folder / "optimizer.safetensors"), state["optimizer"])
+        optimizer.load_state_dict(cut_optimizer(moments, optimizer))
         return Progress(**state["progress"])
 
     def _complete(self) -> list[Path]:

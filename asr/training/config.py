@@ -54,5 +54,8 @@ class TrainingConfig(Config):
     read once; otherwise they are computed at first use and held in memory."""
     seed: int = 0
     """Seed of initial weights, batches, augmentation and dropout."""
+    shard: bool = False
+    """With torchrun: each process keeps only its piece of the weights, gradients and optimizer state (FSDP), for
+    models too large for one device; the training is the same."""
     threads: int = Field(2, ge=1)
     """CPU threads."""

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from asr.training.config import TrainingConfig
 from asr.training.optimizer import adamw
 from asr.training.processes import Processes, add_up
 from asr.training.schedule import learning_rate
+from asr.training.sharding import Objective, whole
 from asr.training.signals import on_signals
 from lm.errors import DataError, Interrupted
 
@@ -89,11 +90,12 @@ class Trainer:
         self.folder = folder
         self.device = torch.device(device)
         self.on_step = on_step
+        self.processes = Processes()
+        self._sharded = Objective(model, self.device, self.processes.count) if config.shard else None
         self.optimizer = adamw(model, config.peak_lr, config.weight_decay)
         self._distortion = Distortion(config.noise, config.reverb, config.seed, loader.config.sample_rate)
         self._narrow = takes_bf16(config.precision, self.device)
         self.store = CheckpointStore(folder / "checkpoints", fingerprint)
-        self.processes = Processes()
         self.steps = sum(-(-len(train.epoch(e)) // config.accumulate) for e in range(config.epochs))
         self._stop = False
         self._bad = 0
@@ -129,10 +131,11 @@ class Trainer:
         trained = {name: total / max(1, len(updates) - first) for name, total in sums.items()}
         valid = self.validate()
         progress = Progress(epoch + 1, 0, step)
+        weights = whole(self.model.state_dict(), keep=self.processes.first)
         if self.processes.first:
             took = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - worked}
             self._log(epoch, step, trained, valid, took)
-            save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", self.model.state_dict())
+            save_tensors(self.folder / f"epoch-{epoch:04d}.safetensors", weights)
             (self.folder / f"epoch-{epoch - self.config.average:04d}.safetensors").unlink(missing_ok=True)
         self._save(progress)
         return progress
@@ -154,17 +157,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         labels = [max(1, sum(len(self.examples[i].labels) for i in ids)) for ids in batches]
         parts: dict[str, float] = {}
-        for index, ids in enumerate(batches):
-            if self.processes.mine(index):
-                share = labels[index] / sum(labels)
-                batch = self._seeded(ids, step, index, epoch)
-                parts = add_up((parts, self._gradients(batch, share)))
-        self.processes.add_gradients(self.model.parameters())
+        for index, counts in self.processes.turns(len(batches), together=config.shard):
+            share = labels[index] / sum(labels) if counts else 0.0
+            batch = self._seeded(batches[index], step, index, epoch)
+            parts = add_up((parts, self._gradients(batch, share)))
+        if not config.shard:
+            self.processes.add_gradients(self.model.parameters())
         gathered = self.processes.gather((parts, self._stop))
         parts = add_up(each for each, _ in gathered)
         self._stop = any(stop for _, stop in gathered)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(whole(norm)):
             self._skip(batches[0])
             return dict.fromkeys(parts, 0.0)
         self._bad = 0
@@ -217,7 +220,8 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
-            parts: dict[str, Tensor] = self.model.losses(batch, self.loss_config)  # type: ignore[operator]
+            objective: Any = self._sharded or self.model.losses
+            parts: dict[str, Tensor] = objective(batch, self.loss_config)
         return parts
 
     @torch.no_grad()
@@ -225,19 +229,22 @@ class Trainer:
         """Mean loss parts over the validation batches, each utterance as it is."""
         self.model.eval()
         sums: dict[str, float] = {}
-        for index, ids in enumerate(self.valid):
-            if not self.processes.mine(index):
-                continue
+        for index, counts in self.processes.turns(len(self.valid), together=self.config.shard):
             generator = torch.Generator().manual_seed(self.config.seed)
-            batch = self._batch(ids, generator, epoch=None).to(self.device)
+            batch = self._batch(self.valid[index], generator, epoch=None).to(self.device)
             parts = self._losses(batch)
+            if not counts:
+                continue
             values = torch.stack([value.float() for value in parts.values()]).tolist()
             sums = add_up((sums, {n: v / len(self.valid) for n, v in zip(parts, values, strict=True)}))
+        if self._sharded:
+            cast(
+                Any, self._sharded
+            ).reshard()  # without a backward pass nothing else drops the fetched weights
         return add_up(self.processes.gather(sums))
 
     def _save(self, progress: Progress) -> None:
-        if self.processes.first:
-            self.store.save(self.model, self.optimizer, progress)
+        self.store.save(self.model, self.optimizer, progress, write=self.processes.first)
         self._saved_at = time.monotonic()
         if self._stop:
             raise Interrupted(

@@ -25,6 +25,8 @@ class Processes:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         if self.count > 1 and not torch.distributed.is_initialized():
             backend = "nccl" if torch.cuda.is_available() else "gloo"
+            if backend == "nccl":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # objects are sent through it
             torch.distributed.init_process_group(backend, timeout=PATIENCE)
 
     @property
@@ -35,6 +37,17 @@ class Processes:
     def mine(self, index: int) -> bool:
         """Whether part ``index`` of an update is this process's."""
         return index % self.count == self.rank
+
+    def turns(self, parts: int, together: bool) -> list[tuple[int, bool]]:
+        """This process's parts of an update, and whether each counts.
+
+        Args:
+            parts: how many parts the update has.
+            together: every process must take as many: who has none left takes the first, which does not count.
+        """
+        own = [(index, True) for index in range(parts) if self.mine(index)]
+        missing = -(-parts // self.count) - len(own) if together else 0
+        return own + [(0, False)] * missing
 
     def gather(self, value: Any) -> list[Any]:
         """What every process gave, by rank."""

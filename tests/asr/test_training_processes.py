@@ -27,19 +27,21 @@ import torch; torch.set_num_threads(1)
 from pathlib import Path
 from asr.training.checkpoint import save_tensors
 from test_training import make_trainer
-trainer = make_trainer(Path({folder!r}), Path({audio!r}), accumulate=3, checkpoint_s=1e-9)
+trainer = make_trainer(Path({folder!r}), Path({audio!r}), accumulate=3, checkpoint_s=1e-9, **{changes!r})
 trainer.on_step = lambda step, total, loss: print(step, flush=True)
 weights = trainer.run()
 save_tensors(Path({folder!r}) / f"rank{{trainer.processes.rank}}.safetensors", weights)
 """
 
 
-def start(folder: Path, audio: Path, count: int) -> list[subprocess.Popen[str]]:
-    """``count`` processes, as torchrun starts them."""
+def start(folder: Path, audio: Path, count: int, **changes: object) -> list[subprocess.Popen[str]]:
+    """``count`` processes, as torchrun starts them, with these settings of the training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), audio=str(audio))
+    script = SCRIPT.format(
+        tests=str(Path(__file__).parent), folder=str(folder), audio=str(audio), changes=changes
+    )
     usual = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     return [
         subprocess.Popen(

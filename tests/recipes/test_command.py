@@ -51,6 +51,7 @@ def test_a_call_that_cannot_be_used_gives_one_line(config: Path, monkeypatch: py
         ([str(config)], "--corpus DIR"),
         ([str(config), "--set", "familiy=ctc"], "did you mean 'family'"),
         (["nothing.yaml"], "nothing.yaml"),
+        ([str(config), "--set", "training.shard=true", "--corpus", "."], "start with torchrun"),
     ):
         code, _, error = call("train", *arguments)
         assert code == 2
