@@ -35,7 +35,8 @@ class ComparisonConfig(Config):
     base: dict[str, Any]
     """What the experiments share: a recipe's configuration."""
     experiments: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """What differs, by name."""
+    """What differs, by name. In ``initial``, ``experiment: NAME`` in place of ``source`` is that experiment's model
+    of the same seed, which must be trained before: name it first."""
     times_from: Name | None = None
     """The experiment, of family ``ctc``, whose model of the same seed says when the words of the references were
     said; the others' delays are measured against it. None: delays are not measured."""
@@ -102,7 +103,24 @@ class Comparison:
         return merge(values, {"training": {"seed": seed}})
 
     def _recipe(self, name: str, seed: int) -> RecipeConfig:
-        return build_config(RecipeConfig, self._values(name, seed), f"experiment {name!r}")
+        values = self._values(name, seed)
+        if "initial" in values:
+            values["initial"] = [self._begins(name, each, seed) for each in values["initial"]]
+        return build_config(RecipeConfig, values, f"experiment {name!r}")
+
+    def _begins(self, name: str, initial: dict[str, Any], seed: int) -> dict[str, Any]:
+        """``initial`` of an experiment, with the place of the other experiment that it names."""
+        if "experiment" not in initial:
+            return initial
+        before = list(self.config.experiments)[: list(self.config.experiments).index(name)]
+        if initial["experiment"] not in before:
+            raise ConfigError(
+                f"experiment {name!r}: initial.experiment = {initial['experiment']!r}",
+                f"one that stands before it: {', '.join(before) or 'there is none'}",
+                "correct it",
+            )
+        rest = {key: value for key, value in initial.items() if key != "experiment"}
+        return {"source": str(self._layout(initial["experiment"], seed).model), **rest}
 
     def _layout(self, name: str, seed: int) -> Layout:
         return Layout(self._workdir / f"{name}-s{seed}")

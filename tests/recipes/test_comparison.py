@@ -73,6 +73,31 @@ def test_runs_leave_figures_and_are_not_done_again(
     assert comparison(source, tmp_path, base={"training": {"peak_lr": 0.5}}).found("ctc", 0) is None
 
 
+ENCODER = [{"experiment": "ctc", "parts": {"encoder": "encoder", "normaliser": "normaliser"}}]
+
+
+def test_an_experiment_begins_with_the_model_of_another_of_its_seed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"experiments": {"rnnt": {"initial": ENCODER}}}
+    comparison(source, tmp_path, seeds=[1], **changes).run()
+    told = capsys.readouterr().out
+    assert str(tmp_path / "work" / "ctc-s1" / "model") in told
+    assert "ctc-s0" not in told
+    elsewhere = Comparison(
+        build_config(ComparisonConfig, merge(VALUES, changes), "here"),
+        tmp_path / "moved", tmp_path / "results", source,
+    )  # fmt: skip
+    assert elsewhere.found("rnnt", 1) is not None  # what was found does not hang on the place of the work
+    assert comparison(source, tmp_path).found("rnnt", 1) is None
+    for known in ("rnnt", "nothing"):
+        initial = [{**ENCODER[0], "experiment": known}]
+        with pytest.raises(
+            ConfigError, match=f"experiment 'rnnt': initial.experiment = '{known}'.*before it: ctc"
+        ):
+            comparison(source, tmp_path, experiments={"rnnt": {"initial": initial}})
+
+
 def test_without_the_aligner_there_are_no_delays(source: Path, tmp_path: Path) -> None:
     comparison(source, tmp_path, seeds=[0]).run(["rnnt"])
     found = json.loads((tmp_path / "results" / "rnnt-s0.json").read_text())
