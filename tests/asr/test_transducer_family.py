@@ -114,6 +114,24 @@ def test_blocks_give_the_dense_log_probabilities_and_gradients(
         assert torch.allclose(mine, theirs, atol=1e-9)
 
 
+@pytest.mark.parametrize("largest", [1.0, 70.0, 76.0, 77.0, 1000.0])
+def test_logits_of_any_size_are_summed_in_float32(largest: float) -> None:
+    """Whether or not the weights bound them: all at the bound, all at its negative, one far above the others."""
+    joint = Joint(1, 4, 2000)
+    frame, label = torch.full((1, 3, 4), 50.0), torch.zeros(1, 2, 4)
+    frame[:, 1] = -50.0
+    frame[:, 2] = torch.tensor([0.3, -0.1, 50.0, 0.0])
+    with torch.no_grad():
+        joint.output.weight.fill_(largest / 4)
+        joint.output.bias.zero_()
+        joint.output.weight[5] = torch.tensor([0.1, -0.2, 0.1, 0.3]) * largest
+    targets = torch.tensor([[5]])
+    blank, label_logp = joint.lattice_logp(frame, label, targets, torch.tensor([3]), torch.tensor([1]))
+    logp = joint.double()(frame.double()[:, :, None], label.double()[:, None]).log_softmax(-1)
+    torch.testing.assert_close(blank.double(), logp[..., -1], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(label_logp.double(), logp[:, :, :-1, 5], rtol=1e-5, atol=1e-4)
+
+
 def test_cells_that_no_path_passes_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient on the diagonal alone: backward's blocks are much less than the lattice, and NaN stays NaN."""
     joint, cells = Joint(1, 6, VOCAB), []

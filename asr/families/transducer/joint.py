@@ -10,6 +10,7 @@ In a trained model that is most of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,11 +19,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from asr.losses.rnnt import checked_lengths, checked_targets, exp_, sum_dtype
+from asr.losses.rnnt import checked_lengths, checked_targets, sum_dtype
 
 # Elements worked on at a time: what stays in a core's cache, or keeps a GPU busy.
 _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 27
+
+# No logit is larger than this, in binary digits, where the peak of each cell is not looked for: a sum of 2¹⁷ of
+# them still is a float32.
+_SAFE_LOGIT = 110.0
+_LOG2_E = 1.0 / math.log(2.0)
 
 # Cells worth a call of their own, even if some of them hold nothing.
 _SMALL = 256
@@ -134,11 +140,19 @@ def _rectangles(first: list[int], end: list[int], limit: int) -> Iterator[tuple[
 def _cells(
     frame: Tensor, label: Tensor, weight: Tensor, bias: Tensor, block: _Block
 ) -> tuple[Tensor, Tensor]:
-    """Hidden values ``(b, t, u, J)`` and logits ``(b, t, u, V + 1)`` of a block."""
+    """Hidden values ``(b, t, u, J)`` and logits ``(b, t, u, V + 1)`` of a block, those in units of the weights."""
     hidden = frame[block.rows, block.frames, None] + label[block.rows, None, block.labels]
     # tanh x = 2 sigmoid(2x) - 1, a third of the time of torch.tanh on a CPU
     hidden = hidden.mul_(2).sigmoid_().mul_(2).sub_(1)
     return hidden, (hidden.to(weight.dtype) @ weight.mT).to(hidden.dtype).add_(bias)
+
+
+def _logsumexp2_(logits: Tensor, bounded: bool) -> Tensor:
+    """To the base 2, over the last axis, in place; ``bounded``: no power leaves a float's range."""
+    if bounded:
+        return logits.exp2_().sum(-1).log2_()
+    peak = logits.amax(-1, keepdim=True)
+    return logits.sub_(peak).exp2_().sum(-1).log2_().add_(peak[..., 0])
 
 
 class _LatticeLogp(torch.autograd.Function):
@@ -158,20 +172,23 @@ class _LatticeLogp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         log_norm = frame.new_zeros(*frame.shape[:2], label.shape[1])
         blank_logp, label_logp = torch.zeros_like(log_norm), torch.zeros_like(log_norm[..., 1:])
-        narrow = weight.to(products)
+        # To the base 2, which is what processors raise to powers.
+        binary, binary_bias = (weight * _LOG2_E).to(products), bias * _LOG2_E
+        # |tanh x| < 1, so the weights bound every logit.
+        bounded = bool((weight.abs().sum(1) + bias.abs()).amax() * _LOG2_E < _SAFE_LOGIT)
         with torch.autocast(frame.device.type, enabled=False):
             for block in _blocks(frames, labels, weight):
                 rows, t, u = block
                 width = u.stop
-                _, logits = _cells(frame, label, narrow, bias, block)
+                _, logits = _cells(frame, label, binary, binary_bias, block)
                 at = targets[rows, None, : width - 1, None].expand(-1, logits.shape[1], -1, -1)
                 label_logp[rows, t, : width - 1] = logits[:, :, :-1].gather(3, at).squeeze(3)
                 blank_logp[rows, t, :width] = logits[..., -1]
-                peak = logits.amax(-1, keepdim=True)
-                log_norm[rows, t, :width] = exp_(logits.sub_(peak)).sum(-1).log_().add_(peak[..., 0])
+                log_norm[rows, t, :width] = _logsumexp2_(logits, bounded)
         ctx.save_for_backward(frame, label, weight, bias, targets, frames, labels, log_norm)
         ctx.products = products
-        return blank_logp.sub_(log_norm), label_logp.sub_(log_norm[:, :, :-1])
+        found = blank_logp.sub_(log_norm), label_logp.sub_(log_norm[:, :, :-1])
+        return found[0].div_(_LOG2_E), found[1].div_(_LOG2_E)
 
     @staticmethod
     @once_differentiable
@@ -180,15 +197,16 @@ class _LatticeLogp(torch.autograd.Function):
         # What is spent on blank and label in a cell is taken from all symbols by their probability.
         spent = F.pad(label_grad, (0, 1)).add_(blank_grad).neg_()
         to_frame, to_label, to_weight, to_bias = (torch.zeros_like(x) for x in (frame, label, weight, bias))
-        narrow = weight.to(ctx.products)
+        narrow, binary = weight.to(ctx.products), (weight * _LOG2_E).to(ctx.products)
+        binary_bias = bias * _LOG2_E
         # A GPU is faster with fewer and larger blocks.
         cuda = weight.is_cuda
         blocks = _blocks(frames, labels, weight) if cuda else _passed(blank_grad, label_grad, weight)
         with torch.autocast(frame.device.type, enabled=False):
             for block in blocks:
                 rows, t, u = block
-                hidden, grad = _cells(frame, label, narrow, bias, block)
-                exp_(grad.sub_(log_norm[rows, t, u, None])).mul_(spent[rows, t, u, None])
+                hidden, grad = _cells(frame, label, binary, binary_bias, block)
+                grad.sub_(log_norm[rows, t, u, None]).exp2_().mul_(spent[rows, t, u, None])
                 grad[..., -1] += blank_grad[rows, t, u]
                 picked = label_grad[rows, t, u, None]  # one less where the block goes to the last position
                 at = targets[rows, None, u, None].expand_as(picked)
