@@ -20,7 +20,7 @@ LSTM = {"kind": "lstm", "width": 16, "dropout": 0.0}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "CTC": ("ctc", {"encoder": CONFORMER}),
     "CTC, BLSTM": ("ctc", {"encoder": BLSTM}),
-    "RNN-T": ("transducer", {"encoder": CONFORMER, "joint_width": 16}),
+    "RNN-T": ("transducer", {"encoder": CONFORMER, "joint_width": 16, "predictor": {"dropout": 0.0}}),
     "RNN-T, LSTM": ("transducer", {"encoder": BLSTM, "joint_width": 16, "predictor": LSTM}),
     "FNT": ("factorized", {"encoder": CONFORMER, "predictor": PREDICTOR, "blank_width": 8}),
     "TAED": ("taed", {"encoder": CONFORMER, "decoder": PREDICTOR, "decoder_chunk": 4, "joint_width": 16}),

@@ -98,7 +98,12 @@ def write_models(folder: Path, tokenizer: Tokenizer) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def recognizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recognizer]:
-    folder = tmp_path_factory.mktemp("matrix")
+    folders = make_bundles(tmp_path_factory.mktemp("matrix"))
+    return {family: Recognizer.load(folder) for family, folder in folders.items()}
+
+
+def make_bundles(folder: Path) -> dict[str, Path]:
+    """A model folder for each family."""
     text = ["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20
     tokenizer = Tokenizer.train(text, 40, ["contact", "city"])
     extra = write_models(folder, tokenizer)
@@ -120,8 +125,9 @@ def recognizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recognize
             weights[head] *= 12 if family == "ctc" else 8
             weights[head.removesuffix("weight") + "bias"][-1] += 3.0
         config = {"family": family, "model": shape, "decoding": {"class_bonus": 4.0, "phrase_bonus": 2.0}}
-        bundle = save_bundle(folder / family, config, weights, tokenizer.model_bytes, "# Tiny", extra=extra)
-        found[family] = Recognizer.load(bundle)
+        found[family] = save_bundle(
+            folder / family, config, weights, tokenizer.model_bytes, "# Tiny", extra=extra
+        )
     return found
 
 
