@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
@@ -146,3 +146,41 @@ def _named_line(line: str, where: str) -> tuple[str, Any, str]:
 
 def _refuse(name: str, value: Any, expected: str) -> NoReturn:
     raise DataError(f"context field {name!r} = {value!r}", expected, "correct the value or leave it out")
+
+
+def said_in(
+    path: Path,
+    lines: Iterable[str],
+    text: str = "text",
+    context: str | Sequence[str] = "context",
+    first: int = 1,
+) -> Iterator[tuple[str, UtteranceContext]]:
+    """Sentences in JSON lines, each with what it was said in.
+
+    Args:
+        path: where they are from, for messages.
+        lines: a JSON object each.
+        text: the key of the sentence.
+        context: the key of the context; or those of its fields, where they stand in the line itself.
+        first: number of the first of the lines.
+
+    Raises:
+        DataError: a line without a sentence, or whose context is none.
+    """
+    for number, line in enumerate(lines, first):
+        try:
+            row = json.loads(line)
+            said = row[text]
+            if isinstance(context, str):
+                around = row.get(context) or {}
+            else:
+                around = {name: row.get(name) for name in context}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            said = around = None
+        if not isinstance(said, str) or not isinstance(around, dict):
+            raise DataError(
+                f"{path} line {number}: {line[:60]!r}",
+                f"a sentence as {text!r}, and fields with values as its context",
+                "mend the line, or name the keys of sentence and context",
+            )
+        yield said, around

@@ -182,23 +182,9 @@ def _raw(text: TextConfig) -> Iterator[str]:
 
 def _said(text: TextConfig) -> Iterator[tuple[str, UtteranceContext]]:
     """Sentences in .jsonl and their contexts."""
-    for number, line in enumerate(_raw(text), text.skip + 1):
-        try:
-            row = json.loads(line)
-            said = row[text.text]
-            if isinstance(text.context, str):
-                context = row.get(text.context) or {}
-            else:
-                context = {name: row.get(name) for name in text.context}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            said = context = None
-        if not isinstance(said, str) or not isinstance(context, dict):
-            raise DataError(
-                f"{text.path} line {number}: {line[:60]!r}",
-                f"a sentence as {text.text!r}, and fields with values as its context",
-                "mend the line, or name the keys in text and context",
-            )
-        yield said, context
+    from lm.utterance_context import said_in
+
+    return said_in(text.path, _raw(text), text.text, text.context, text.skip + 1)
 
 
 def _resolved(text: TextConfig, source: Path | None) -> TextConfig:

@@ -13,6 +13,7 @@ from asr.cli.console import put
 if TYPE_CHECKING:
     from asr.scoring.perplexity import SentenceScores
     from lm.tokenizer import Tokenizer
+    from lm.utterance_context import UtteranceContext
     from lm.vocabulary import WordVocabulary
 
 
@@ -22,7 +23,11 @@ def score(
     ],
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="A sentence a line; .gz and .xz too.", show_default=False),
+        typer.Argument(
+            metavar="TEXT",
+            help="A sentence a line, or in .jsonl one and its context; .gz and .xz too.",
+            show_default=False,
+        ),
     ],
     tokenizer: Annotated[
         Path | None,
@@ -30,38 +35,57 @@ def score(
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="The ARPA or KenLM file is over words.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Each line begins with an utterance id.")] = False,
+    text_key: Annotated[
+        str, typer.Option(metavar="KEY", help="In .jsonl: the key of the sentence.")
+    ] = "text",
+    context_fields: Annotated[
+        str,
+        typer.Option(
+            metavar="KEYS", help="In .jsonl: fields of the context, 'app,hour', if not in its 'context'."
+        ),
+    ] = "",
 ) -> None:
     """Perplexity a word and a token, with 95 % intervals of a bootstrap over sentences.
 
-    Says whether ends of sentences are counted, and how many words the model does not know.
+    A contextual model is asked with the context of each sentence, which .jsonl tells. Says whether ends of
+    sentences are counted, and how many words the model does not know.
 
     Examples:
 
     \b
       asr lm score exp/books_text-lstm/lstm.safetensors dev.txt.xz
       asr lm score words.arpa dev.txt.xz --words
+
+    \b
+      asr lm score contextual.safetensors devel.jsonl --text-key sentence --context-fields scenario
     """
     from asr.scoring.perplexity import perplexity, score_words
     from lm.word_ngram import load_word_lm
 
     if words:
-        found = {"as spoken, ends of sentences counted": score_words(load_word_lm(model), _lines(text, ids))}
+        lines = [sentence for sentence, _ in _said(text, ids, text_key, context_fields)]
+        found = {"as spoken, ends of sentences counted": score_words(load_word_lm(model), lines)}
     else:
-        found = _score_tokens(model, text, _units(model, tokenizer), ids)
+        said = _said(text, ids, text_key, context_fields)
+        found = _score_tokens(model, text, said, _units(model, tokenizer))
     for how, scores in found.items():
         put(f"{how}\n{perplexity(scores).to_text()}")
 
 
 def _score_tokens(
-    model: Path, text: Path, units: Tokenizer | WordVocabulary, ids: bool
+    model: Path, text: Path, said: Iterator[tuple[str, UtteranceContext]], units: Tokenizer | WordVocabulary
 ) -> dict[str, SentenceScores]:
+    from itertools import tee
     from tempfile import TemporaryDirectory
 
     from asr.data.token_text import TokenText, describe_text, encode_text
     from asr.scoring.perplexity import score_file
+    from lm.text_files import is_jsonl
 
     with TemporaryDirectory() as scratch:
-        summary = encode_text(_lines(text, ids), units, Path(scratch) / "text")
+        one, other = tee(said)
+        contexts = (context for _, context in other) if is_jsonl(text) else None
+        summary = encode_text((line for line, _ in one), units, Path(scratch) / "text", contexts)
         put(f"{text.name}: {describe_text(summary, units)}")
         return score_file(model, TokenText(Path(scratch) / "text"), units)
 
@@ -85,7 +109,12 @@ def _units(model: Path, given: Path | None) -> Tokenizer | WordVocabulary:
     return load_units(found)
 
 
-def _lines(path: Path, ids: bool) -> Iterator[str]:
-    from lm.text_files import read_lines
+def _said(path: Path, ids: bool, text_key: str, fields: str) -> Iterator[tuple[str, UtteranceContext]]:
+    """Sentences and what is known of where each was said."""
+    from lm.text_files import is_jsonl, read_lines
+    from lm.utterance_context import said_in
 
-    return (line.partition(" ")[2] if ids else line for line in read_lines(path))
+    lines = read_lines(path)
+    if is_jsonl(path):
+        return said_in(path, lines, text_key, [f.strip() for f in fields.split(",")] if fields else "context")
+    return ((line.partition(" ")[2] if ids else line, {}) for line in lines)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from asr.cli.main import build_app
 from asr.data.text_batches import TextBatches
 from asr.data.token_text import TokenText, encode_text
 from asr.losses.text import token_logp
@@ -263,6 +265,18 @@ def test_a_contextual_model_uses_the_contexts_of_the_text(told: Path, tmp_path: 
     mixed = TokenText(tmp_path / "work" / "tokens" / "shuffled").contexts()
     assert mixed is not None
     assert mixed != contexts
+    rows = [json.loads(line) for line in (told / "dev.jsonl").read_text().splitlines()]
+    flat = [{"said": row["text"], **row["context"]} for row in rows]
+    (told / "flat.jsonl").write_text("\n".join(map(json.dumps, flat)))
+    for arguments, name in (
+        (["dev.jsonl"], "dev"),
+        (["flat.jsonl", "--text-key", "said", "--context-fields", "app"], "dev"),
+        (["dev.txt"], "blind"),
+    ):
+        argv = ["lm", "score", str(tmp_path / "work"), str(told / arguments[0]), *arguments[1:]]
+        argv[2] += "/contextual.safetensors"
+        done = CliRunner().invoke(build_app(argv), argv)
+        assert f"perplexity a token  {value[name]:.2f} [" in done.stdout, done.output
 
 
 def test_a_model_told_of_shuffled_contexts_learns_nothing_of_them(told: Path, tmp_path: Path) -> None:
