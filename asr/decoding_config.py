@@ -55,6 +55,9 @@ class RescoringConfig(Config):
     """Its weight, added to the scores of the search."""
     unit: Literal["subword", "word"] = "subword"
     """What it is a model of: the recognizer's tokens, or words (ARPA or KenLM files)."""
+    end: bool | None = None
+    """Whether it also scores the end of each utterance, as one of a sentence; if not said, a model of words does
+    and one of tokens does not. See ``fusion.end``."""
     over: Literal["nbest", "lattice"] = "nbest"
     """Whether the n-best list is looked at, or the lattice of the search, which holds more."""
     keep: int = Field(8, ge=1)

@@ -319,24 +319,26 @@ class Knowledge:
         second, sources = options.rescoring, list[Scorer]()
         if second.lm and second.weight:
             if second.unit == "word":
-                sources.append(self._word_scorer(second.lm, second.weight))
+                sources.append(self._word_scorer(second.lm, second.weight, second.end is not False))
             else:
-                contexts = self.models.contexts(second.lm, surroundings)
+                contexts = self.models.contexts(second.lm, surroundings, second.end is True)
                 sources.append(ContextScorer(contexts, "rescoring", second.weight))
         if second.internal_lm and second.internal_weight:
-            internal = self.models.contexts(second.internal_lm, surroundings)
+            # It must know an end exactly if what it is taken from does.
+            ends = second.end is True and second.unit == "subword" and bool(second.lm and second.weight)
+            internal = self.models.contexts(second.internal_lm, surroundings, ends)
             source = ContextScorer(internal, "internal", 1.0)
             sources.append(Subtracted(source, second.internal_weight, "rescoring_internal"))
         return sources
 
-    def _word_scorer(self, name: str, weight: float) -> WordScorer:
+    def _word_scorer(self, name: str, weight: float, end: bool) -> WordScorer:
         model, tokenizer = self.models.words(name), self._tokenizer
         return WordScorer(
             model.logp,
             lambda tokens: [word for word, _, _ in tokenizer.words(tokens)],
             torch.from_numpy(tokenizer.starts_word),
             model.order,
-            END,
+            END if end else None,
             "rescoring",
             weight,
         )

@@ -392,6 +392,47 @@ def test_ends_of_sentences_in_fusion(
     assert silent == nothing
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("over", ["nbest", "lattice"])
+def test_ends_of_sentences_in_the_second_pass(
+    recognizers: dict[str, Recognizer], tmp_path: Path, family: str, over: str
+) -> None:
+    if over == "lattice" and family not in FRAMES:
+        return
+    recognizer = recognizers[family]
+    first = {"lm": "ngram", "weight": 0.5}
+    words = [["call", "maja", "novak"], ["abc", "call", "jim"]]
+    train_arpa(words, 2, tmp_path / "words.arpa")
+    recognizer.language_models.add("words", tmp_path / "words.arpa")
+
+    def found(end: bool | None, **second: Any) -> list[Hypothesis]:
+        options = options_of(
+            recognizer, fusion=first | {"end": bool(end)}, search={"beam": 4},
+            rescoring=first | {"over": over, "end": end} | second,
+        )  # fmt: skip
+        return [
+            h
+            for each in recognizer.transcribe([sound(0.8, 1), sound(1.2, 2)], options=options)
+            for h in each.hypotheses
+        ]
+
+    name = "fusion" if family == "factorized" else "lm"
+    for hypothesis in found(True):
+        scores = hypothesis.scores
+        assert scores["rescoring"] == pytest.approx(scores[name] + scores["end"], abs=1e-3)
+        assert scores["end"] < 0
+    for hypothesis in found(None):
+        assert hypothesis.scores["rescoring"] == pytest.approx(hypothesis.scores[name], abs=1e-3)
+    ended, unsaid, open_ = (
+        {h.text: h.scores["rescoring"] for h in found(end, lm="words", unit="word")}
+        for end in (True, None, False)
+    )
+    both = unsaid.keys() & open_.keys()
+    assert both
+    assert all(unsaid[text] < open_[text] for text in both)
+    assert all(ended[text] == pytest.approx(unsaid[text]) for text in ended.keys() & unsaid.keys())
+
+
 def test_ends_that_are_not_known(recognizers: dict[str, Recognizer]) -> None:
     for family in ("ctc", "factorized", "aed"):
         options = options_of(recognizers[family], fusion={"lm": "lstm", "end": True})
