@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 from sharded_gradients import SHAPES, batch_of
-from test_matrix import FAMILIES, LISTS, alike, make_bundles, options_of, sound
+from tiny_models import FAMILIES, LISTS, alike, make_bundles, options_of, sound
 
 from asr.families import load_family
 from asr.recognizer import Recognizer
