@@ -113,6 +113,10 @@ class Comparison:
         if "experiment" not in initial:
             return initial
         before = list(self.config.experiments)[: list(self.config.experiments).index(name)]
+        if "source" in initial:
+            raise ConfigError(
+                f"experiment {name!r}: initial with experiment and source", "one of them", "drop one"
+            )
         if initial["experiment"] not in before:
             raise ConfigError(
                 f"experiment {name!r}: initial.experiment = {initial['experiment']!r}",

@@ -111,10 +111,15 @@ def _units(model: Path, given: Path | None) -> Tokenizer | WordVocabulary:
 
 def _said(path: Path, ids: bool, text_key: str, fields: str) -> Iterator[tuple[str, UtteranceContext]]:
     """Sentences and what is known of where each was said."""
+    from lm.errors import ConfigError
     from lm.text_files import is_jsonl, read_lines
     from lm.utterance_context import said_in
 
     lines = read_lines(path)
+    if not is_jsonl(path) and (text_key != "text" or fields):
+        raise ConfigError(
+            f"--text-key or --context-fields with {path.name}", "a .jsonl file", "leave them out"
+        )
     if is_jsonl(path):
         return said_in(path, lines, text_key, [f.strip() for f in fields.split(",")] if fields else "context")
     return ((line.partition(" ")[2] if ids else line, {}) for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_training import make_trainer
-from test_training_processes import close, losses, start
+from test_training_processes import close, kill_after_two_updates, losses, start
 
 from asr.training.checkpoint import load_tensors
 from asr.training.processes import Processes
@@ -40,13 +39,7 @@ def test_two_processes_with_a_piece_each_make_the_training_of_one(tmp_path: Path
 def test_what_was_killed_goes_on_in_pieces_or_whole(tmp_path: Path, alone: Path) -> None:
     run = tmp_path / "pieces"
     processes = start(run, alone / "audio", 2, shard=True)
-    assert processes[0].stdout is not None
-    for line in processes[0].stdout:
-        if line.strip() == "2":
-            break
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+    kill_after_two_updates(processes)
     assert list((run / "checkpoints").glob("step-*"))
     assert not (run / LAST).exists()
     shutil.copytree(run, tmp_path / "whole")

@@ -51,6 +51,17 @@ def start(folder: Path, audio: Path, count: int, **changes: object) -> list[subp
     ]
 
 
+def kill_after_two_updates(processes: list[subprocess.Popen[str]]) -> None:
+    """``kill -9`` to all, once the first has made two updates."""
+    assert processes[0].stdout is not None
+    for line in processes[0].stdout:
+        if line.strip() == "2":
+            break
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of three batches an update in one process."""
@@ -82,13 +93,7 @@ def test_two_processes_make_the_training_of_one(tmp_path: Path, alone: Path) -> 
 
 def test_two_processes_that_were_killed_go_on(tmp_path: Path, alone: Path) -> None:
     processes = start(tmp_path, alone / "audio", 2)
-    assert processes[0].stdout is not None
-    for line in processes[0].stdout:
-        if line.strip() == "2":
-            break
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+    kill_after_two_updates(processes)
     assert list((tmp_path / "checkpoints").glob("step-*"))
     assert not (tmp_path / "epoch-0002.safetensors").exists()
     assert [process.wait(timeout=120) for process in start(tmp_path, alone / "audio", 2)] == [0, 0]

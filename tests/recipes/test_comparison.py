@@ -90,6 +90,8 @@ def test_an_experiment_begins_with_the_model_of_another_of_its_seed(
     )  # fmt: skip
     assert elsewhere.found("rnnt", 1) is not None  # what was found does not hang on the place of the work
     assert comparison(source, tmp_path).found("rnnt", 1) is None
+    with pytest.raises(ConfigError, match="initial with experiment and source"):
+        comparison(source, tmp_path, experiments={"rnnt": {"initial": [{**ENCODER[0], "source": "x"}]}})
     for known in ("rnnt", "nothing"):
         initial = [{**ENCODER[0], "experiment": known}]
         with pytest.raises(

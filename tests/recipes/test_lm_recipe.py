@@ -277,6 +277,10 @@ def test_a_contextual_model_uses_the_contexts_of_the_text(told: Path, tmp_path: 
         argv[2] += "/contextual.safetensors"
         done = CliRunner().invoke(build_app(argv), argv)
         assert f"perplexity a token  {value[name]:.2f} [" in done.stdout, done.output
+    argv = [*argv, "--context-fields", "app"]
+    refused = CliRunner().invoke(build_app(argv), argv)
+    assert refused.exit_code == 2
+    assert "a .jsonl file" in refused.stderr
 
 
 def test_a_model_told_of_shuffled_contexts_learns_nothing_of_them(told: Path, tmp_path: Path) -> None:
