@@ -71,8 +71,8 @@ class NGramModel:
         return compile_ngrams(levels, tokenizer.vocab_size, tokenizer.num_classes, str(path), dropped)
 
     @classmethod
-    def load(cls, path: Path, tokenizer: Units) -> NGramModel:
-        """Read what ``save`` wrote.
+    def load(cls, path: Path, tokenizer: Units, device: str = "cpu") -> NGramModel:
+        """Read what ``save`` wrote, onto ``device``.
 
         Raises:
             BundleError: a damaged file, or the model of another vocabulary.
@@ -83,7 +83,7 @@ class NGramModel:
         try:
             tensors = load_file(str(path))
             sizes = tensors.pop("sizes").tolist()
-            key, logp, target, backoff_logp, backoff = (tensors[name] for name in PARTS)
+            key, logp, target, backoff_logp, backoff = (tensors[name].to(device) for name in PARTS)
             tables = key, logp, target, backoff_logp, backoff
             model = cls(sizes[0], sizes[1], *tables, start=sizes[2], dropped=sizes[3])
         except (SafetensorError, OSError, KeyError, TypeError, IndexError) as error:

@@ -40,6 +40,11 @@ class PlantedTransducer:
         self.encoded = torch.stack([frames for frames, _ in spoken])
         self.said = [tokens for _, tokens in spoken]
 
+    def to(self, device: str) -> None:
+        """Search on ``device`` from here on."""
+        self.model.to(device)
+        self.encoded = self.encoded.to(device)
+
     def _speak(self, frames: int) -> tuple[Tensor, list[int]]:
         """Encoder frames ``(frames, D)`` and the tokens said, one in 3 to 8 frames."""
         encoded, tokens = NOISE * torch.randn(frames, WIDTH), []
@@ -104,7 +109,8 @@ class PlantedTransducer:
     def emitter(self, utterances: int, candidates: int | None) -> TransducerEmitter:
         """The first utterances, for a search."""
         encoded = self.encoded[:utterances]
-        return TransducerEmitter(self.model, encoded, torch.full((len(encoded),), FRAMES), candidates)
+        lengths = torch.full((len(encoded),), FRAMES, device=encoded.device)
+        return TransducerEmitter(self.model, encoded, lengths, candidates)
 
     @torch.no_grad()
     def sharpness(self) -> tuple[float, float]:

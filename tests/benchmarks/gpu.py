@@ -1,0 +1,115 @@
+"""Beam search against greedy search on a GPU, on the planted transducer of ``peers/transducer.py``.
+
+    python tests/benchmarks/gpu.py
+
+A stateless predictor, 256 dimensions, 500 tokens, utterances of 250 frames (40 ms each). The searches take turns, and
+ratios are medians over turns. What a search finds on the GPU is compared with what it finds on the CPU.
+
+Exit status 1 if a bar is missed or fewer than 99 % of the tokens are those of the CPU. Bar: beam 4 takes at most
+1.25 x as long as batched greedy search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).with_name("peers")))
+
+import torch
+from planted_transducer import FRAMES, PlantedTransducer
+
+from asr.decoding_config import DecodingConfig
+from asr.scoring.errors import score_pairs, total
+from decoding.frame_sync import BeamConfig, BeamSearch
+from decoding.greedy import greedy_search
+
+UTTERANCES, BEAMS, OVER_GREEDY, SAME = (8, 32, 128), (4, 10), 1.25, 99.0
+Search = Callable[[], list[list[int]]]
+
+
+def greedy(planted: PlantedTransducer, utterances: int) -> list[list[int]]:
+    """Tokens of greedy search."""
+    return [tokens for tokens, _ in greedy_search(planted.emitter(utterances, None))]
+
+
+def beam(planted: PlantedTransducer, utterances: int, width: int) -> list[list[int]]:
+    """Best tokens of beam search."""
+    emitter = planted.emitter(utterances, DecodingConfig().candidates)
+    return [list(found[0].tokens) for found in BeamSearch(emitter, BeamConfig(beam=width)).run()]
+
+
+def searches(planted: PlantedTransducer) -> dict[tuple[int, int], Search]:
+    """By beam (0 is greedy) and utterances."""
+    found: dict[tuple[int, int], Search] = {}
+    for utterances in UTTERANCES:
+        found[0, utterances] = partial(greedy, planted, utterances)
+        for width in BEAMS:
+            found[width, utterances] = partial(beam, planted, utterances, width)
+    return found
+
+
+def take(search: Search) -> tuple[float, list[list[int]]]:
+    """Seconds and tokens."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    found = search()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began, found
+
+
+def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
+    """Percent of the expected tokens that were found."""
+    written = ((" ".join(map(str, e)), " ".join(map(str, f))) for e, f in zip(expected, found, strict=True))
+    return 100 - 100 * total(score_pairs(written)).rate
+
+
+def main() -> int:
+    """Run, print, and check the bars."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of every search")
+    parser.add_argument("--updates", type=int, default=100, help="training steps of the model")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("skipped: no GPU here")
+        return 0
+    planted = PlantedTransducer(max(UTTERANCES), given.updates)
+    expected = {name: search() for name, search in searches(planted).items()}
+    planted.to("cuda")
+    ours = searches(planted)
+    same = {name: agreement(take(search)[1], expected[name]) for name, search in ours.items()}
+    seconds: dict[tuple[int, int], list[float]] = {name: [] for name in ours}
+    for _ in range(given.turns):
+        for name, search in ours.items():
+            seconds[name].append(take(search)[0])
+    print(f"{torch.cuda.get_device_name()}, {FRAMES} frames of 40 ms, {given.turns} turns")
+    good = True
+    for (width, utterances), times in seconds.items():
+        ratios = [mine / base for mine, base in zip(times, seconds[0, utterances], strict=True)]
+        middle, ratio = statistics.median(times), statistics.median(ratios)
+        alike = same[width, utterances]
+        what = f"beam {width}" if width else "greedy"
+        verdict = ""
+        if width == BEAMS[0]:
+            verdict = f", bar {OVER_GREEDY} {'met' if ratio <= OVER_GREEDY else 'MISSED'}"
+            good &= ratio <= OVER_GREEDY
+        good &= alike >= SAME
+        real = utterances * FRAMES * 0.04 / middle
+        print(
+            f"{what:8s} {utterances:4d} utterances {middle:7.3f} s ({min(times):.3f}-{max(times):.3f}) "
+            f"{real:7.0f} x real time, {ratio:5.2f} x greedy{verdict}; {alike:.1f} % of the CPU's tokens"
+        )
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
