@@ -20,11 +20,16 @@ class KenLM:
     A row of scores asks KenLM for every token, once for each history met; ``lm.ngram`` compiles the ARPA file and
     is faster.
 
+    Args:
+        path: the file.
+        tokenizer: its pieces and tags are the words.
+        device: where its scores are wanted; KenLM itself works on the CPU.
+
     Raises:
         ConfigError: the ``kenlm`` package is not installed, or the file is none of KenLM's.
     """
 
-    def __init__(self, path: Path, tokenizer: Units) -> None:
+    def __init__(self, path: Path, tokenizer: Units, device: str | torch.device = "cpu") -> None:
         try:
             import kenlm
         except ImportError:
@@ -32,6 +37,7 @@ class KenLM:
                 f"{path.name} without the kenlm package", "pip install kenlm", "or give the ARPA file instead"
             ) from None
         self.module = kenlm
+        self.device = torch.device(device)
         self.words = [*tokenizer.pieces, *(f"<{name}>" for name in tokenizer.classes)]
         self.num_tokens, self.num_classes = tokenizer.vocab_size, tokenizer.num_classes
         try:
@@ -58,7 +64,7 @@ class KenLMContexts(ContextStore):
     """Contexts of a KenLM model, one for each of its states; a class tag that it does not know cannot follow."""
 
     def __init__(self, source: KenLM, ends: bool = False) -> None:
-        super().__init__(source.num_tokens, source.num_classes, torch.device("cpu"), ends)
+        super().__init__(source.num_tokens, source.num_classes, source.device, ends)
         self._source = source
         first = source.module.State()
         source.model.BeginSentenceWrite(first)
@@ -72,7 +78,7 @@ class KenLMContexts(ContextStore):
         if missing.numel():
             parents, labels = contexts[missing], tokens[missing]
             rows = [self._after(*pair) for pair in zip(parents.tolist(), labels.tolist(), strict=True)]
-            children[missing] = torch.tensor(rows, dtype=torch.int32)
+            children[missing] = torch.tensor(rows, dtype=torch.int32, device=self.device)
             self._child.data[parents, labels] = children[missing]
         return children.long()
 

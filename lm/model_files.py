@@ -39,7 +39,7 @@ def load_language_model(path: Path, tokenizer: Tokenizer | WordVocabulary, devic
     Args:
         path: ``.safetensors`` as this toolkit writes them, ``.arpa`` (also .gz, .xz), or a KenLM binary.
         tokenizer: its tokens are the words of the language model; a vocabulary for neural models over words.
-        device: where its scores are wanted; n-grams stay on the CPU.
+        device: where its scores are wanted.
 
     Raises:
         ConfigError: a file of another kind, or a language model for another tokenizer.
@@ -53,11 +53,11 @@ def load_language_model(path: Path, tokenizer: Tokenizer | WordVocabulary, devic
     if path.name.endswith(ARPA):
         from lm.ngram import NGramModel
 
-        return NGramModel.from_arpa(path, tokenizer)
+        return NGramModel.from_arpa(path, tokenizer).to(device)
     if path.name.endswith(KENLM):
         from lm.kenlm_model import KenLM
 
-        return KenLM(path, tokenizer)
+        return KenLM(path, tokenizer, device)
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"language model {path.name}", "a name in .safetensors, .arpa, .arpa.gz, .bin or .klm", "rename it"
@@ -66,7 +66,7 @@ def load_language_model(path: Path, tokenizer: Tokenizer | WordVocabulary, devic
     if kind == "ngram":
         from lm.ngram import NGramModel
 
-        return NGramModel.load(path, tokenizer)
+        return NGramModel.load(path, tokenizer).to(device)
     if kind in NEURAL:
         return _load_neural(path, kind, config, tokenizer, device)
     known = ", ".join(("ngram", *NEURAL))

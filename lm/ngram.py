@@ -8,7 +8,7 @@ back-off weight, with its own n-grams written over them; so a row costs one pass
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,13 @@ class NGramModel:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, {"kind": "ngram", "tokenizer": tokenizer.digest})
 
+    def to(self, device: str | torch.device) -> NGramModel:
+        """The model on a device: itself if it is there already."""
+        if self.key.device == torch.device(device):
+            return self
+        moved = {name: getattr(self, name).to(device) for name in PARTS}
+        return replace(self, **moved, _stores={})
+
     @property
     def width(self) -> int:
         """W: tokens, class tags and ``</s>``."""
@@ -178,9 +185,9 @@ class NGramModel:
 
     def score_text(self, words: Sequence[int], end: bool = True) -> float:
         """Natural-log probability of a sentence as the ARPA file has it, from ``<s>``, with ``</s>`` if wanted."""
-        total, state = 0.0, torch.tensor([self.start])
+        total, state = 0.0, torch.tensor([self.start], device=self.key.device)
         for word in [*words, self.width - 1] if end else words:
-            asked = torch.tensor([word])
+            asked = torch.full_like(state, word)
             total += float(self.ask(state, asked))
             state = self.advance(state, asked)
         return total

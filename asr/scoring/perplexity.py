@@ -201,7 +201,8 @@ def score_neural(
 def score_ngram(
     model: NGramModel, text: TokenText, classes: bool = False, ends: bool = True
 ) -> SentenceScores:
-    """The same for an n-gram model over subwords; many sentences advance together."""
+    """The same for an n-gram model over subwords, on the CPU; many sentences advance together."""
+    model = model.to("cpu")
     found = _empty(text, ends, classes)
     batches = TextBatches(text, model.num_tokens, 200_000)
     tags = range(model.num_tokens, model.num_tokens + (0 if classes else model.num_classes))

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu.py
 
-A stateless predictor, 256 dimensions, 500 tokens, utterances of 250 frames (40 ms each). The searches take turns, and
+A stateless predictor, 256 dimensions, 500 tokens, utterances of 250 frames (40 ms each). The searches take turns;
 ratios are medians over turns. What a search finds on the GPU is compared with what it finds on the CPU.
 
 Exit status 1 if a bar is missed or fewer than 99 % of the tokens are those of the CPU. Bar: beam 4 takes at most
