@@ -30,6 +30,12 @@ class Candidates(NamedTuple):
     place: Tensor
     ends: Tensor | None
 
+    def reached(self, index: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Node that extensions ``index`` (over K and W) led to; whether, in ``column``, they ended an entity."""
+        if self.node is None or self.ends is None:
+            return torch.full_like(index, NORMAL), torch.zeros_like(index, dtype=torch.bool)
+        return self.node.flatten(1).gather(1, index), self.ends[column]
+
 
 def plain_candidates(stay: Tensor, label: Tensor, tokens: Tensor, own_lm: Tensor | None) -> Candidates:
     """Staying, and labels with the emitter's own language model.

@@ -46,6 +46,8 @@ class FrameSynchronous(Protocol):
         lookahead: most frames worth scoring at once; small where scoring a frame is dear.
         loud: ``(B, T)`` frames in which a label may well be said, so that few behind them need be scored ahead; a
             guess that changes no answer. None where there is none.
+        steady: whether states are made from numbers alone: nothing is remembered of one, ``score`` and ``advance``
+            wait for no answer of the device, and there is no ``lm_logp``.
     """
 
     num_tokens: int
@@ -57,6 +59,7 @@ class FrameSynchronous(Protocol):
     repeats: bool
     lookahead: int
     loud: Tensor | None
+    steady: bool
 
     def hear(self, encoded: Tensor, lengths: Tensor) -> None:
         """Go on to the next frames of each utterance, ``lengths`` ``(B,)`` of ``encoded`` ``(B, T, D)``.

@@ -38,8 +38,9 @@ from decoding.lattice import Lattice
 from decoding.lattice_reading import read_lattices
 from decoding.lookahead import Lookahead
 from decoding.pruning import Pruning
-from decoding.scorer import Scorer
-from decoding.trace import BLANK, Progress, RawHypothesis, Standing, Step, Trace
+from decoding.scorer import Scorer, weighted_parts
+from decoding.steady import SteadySearch
+from decoding.trace import BLANK, Progress, RawHypothesis, Standing, Step, Trace, quiet_step
 from lm.config import Config
 from lm.errors import ConfigError
 
@@ -84,6 +85,7 @@ class BeamSearch:
         scorers: further knowledge sources; one of weight 0 is left out.
         reference: take every step in tensors, also on a CPU.
         lattices: remember what ``lattices`` needs.
+        steady: search as ``decoding.steady`` does where that can be; None means on a GPU.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class BeamSearch:
         scorers: Sequence[Scorer] = (),
         reference: bool = False,
         lattices: bool = False,
+        steady: bool | None = None,
     ) -> None:
         if emitter.repeats and config.max_symbols_per_frame > 1:
             raise ConfigError(
@@ -129,6 +132,7 @@ class BeamSearch:
         self._fast = self._fast_step(reference)
         self._lookahead = Lookahead(emitter, compiled=self._fast is not None)
         self._beam = self._first(utterances)
+        self._steady = self._steady_search(steady, lattices)
         self._standing: list[Standing] | None = [] if lattices else None
         self._ended: tuple[Tensor, Tensor] | None = None
 
@@ -154,6 +158,8 @@ class BeamSearch:
         self._at = torch.zeros_like(self._at)
         self._emitter.hear(encoded, lengths)
         self._lookahead.hear()
+        if self._steady is not None:
+            self._steady.hear()
         if self._grammar and self._fast is None:
             self._grammar.listen(self._emitter.tokens, self._emitter.evidence)
         self.advance()
@@ -190,6 +196,10 @@ class BeamSearch:
     @torch.no_grad()
     def advance(self) -> None:
         """Take steps until every utterance has passed the frames that the emitter has."""
+        if self._steady is not None:
+            self._beam, self._at, steps = self._steady.advance(self._beam, self._at)
+            self._trace.steps += [step._replace(frame=self._heard + step.frame) for step in steps]
+            return
         lengths = self._emitter.lengths
         while bool((self._at < lengths).any()):
             self._step()
@@ -202,6 +212,15 @@ class BeamSearch:
         if reference or config.max_symbols_per_frame > 1 or emitter.lengths.is_cuda:
             return None
         return FastStep(self._pruning, self._lm_scale, emitter.num_tokens, self._grammar)
+
+    def _steady_search(self, wanted: bool | None, lattices: bool) -> SteadySearch | None:
+        """Steps that wait for nothing, where model and settings allow them."""
+        emitter, config = self._emitter, self._config
+        able = emitter.steady and config.max_symbols_per_frame == 1 and not lattices
+        if not able or self._grammar is not None or self._scorers:
+            return None
+        wanted = emitter.lengths.is_cuda if wanted is None else wanted
+        return SteadySearch(emitter, self._pruning) if wanted else None
 
     def _first(self, utterances: int) -> Beam:
         state = self._emitter.start()
@@ -235,7 +254,7 @@ class BeamSearch:
         if self._emitter.repeats or bool(stopped.any()):
             self._extend(beam, view, skipped.clamp_max(view.heard.frames.shape[1] - 1), stopped, waited)
         else:
-            self._rest(beam, waited)
+            self._trace.steps.append(quiet_step(self._heard + self._at, waited, len(self._scorers)))
 
     def _take(self, taken: Taken) -> None:
         """Go on from a step taken in compiled code."""
@@ -257,7 +276,7 @@ class BeamSearch:
         scores = emitter.score(frames, model)
         label, extra, lm = scores.label, None, None
         if self._scorers:
-            extra = self._extra(self._beam.state, tokens)
+            extra = weighted_parts(self._scorers, self._beam.state, tokens)
             label = label + (extra[..., 0] if extra.shape[-1] == 1 else extra.sum(-1))
         if self._grammar is None:
             lm = emitter.lm_logp(model, tokens)
@@ -300,15 +319,6 @@ class BeamSearch:
         beam.score = (beam.score + waited).masked_fill(fell, -torch.inf)
         return skipped, stopped, waited
 
-    def _rest(self, beam: Beam, waited: Tensor) -> None:
-        """Note a step in which nothing but blanks was taken."""
-        parent = torch.arange(waited.shape[1], device=waited.device).expand_as(waited)
-        no, nothing = torch.zeros_like(parent, dtype=torch.bool), torch.full_like(parent, BLANK)
-        none = torch.zeros_like(waited)
-        parts = none.new_zeros((*none.shape, len(self._scorers)))
-        frame = self._heard + self._at
-        self._trace.steps.append(Step(frame, parent, nothing, nothing, no, no, none, none, parts, waited))
-
     def _extend(self, beam: Beam, view: _View, column: Tensor, stopped: Tensor, waited: Tensor) -> None:
         """Extend the hypotheses of the utterances that ``stopped`` at their ``column`` of the view."""
         last = self._symbols + 1 >= self._config.max_symbols_per_frame
@@ -319,7 +329,7 @@ class BeamSearch:
         parent = index // width
         place = index - parent * width
         token = found.token.gather(1, place)
-        node, ended = self._nodes(found, index, place)
+        node, ended = found.reached(index, place)
         state = self._follow(beam.select(parent), token, node, ended, stopped & ~last)
         if self._emitter.repeats:
             closes = (place == 0) & stopped[:, None]
@@ -380,28 +390,10 @@ class BeamSearch:
         found.gain[..., 1:].masked_fill_(free.unsqueeze(-1), -torch.inf)
         return found, None if heard.extra is None else heard.extra[row, :, column]
 
-    def _extra(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """Weighted parts of the scorers on ``tokens`` ``(B, F, k)``: ``(B, K, F, k, S)``."""
-        beam = state.shape[1]
-        each = tokens.flatten(1)[:, None].expand(-1, beam, -1).flatten(0, 1)
-        scores = [
-            (s.weight * s.score(state[..., SCORERS + i].flatten(), each)).view(
-                len(state), beam, *tokens.shape[1:]
-            )
-            for i, s in enumerate(self._scorers)
-        ]
-        return scores[0].unsqueeze(-1) if len(scores) == 1 else torch.stack(scores, dim=-1)
-
     def _key(self, state: Tensor) -> Tensor:
         """Hash under which hypotheses are recombined; one that may repeat its label is not one that may not."""
         key = state_key(state)
         return key + state[..., MODEL] if self._emitter.repeats else key
-
-    def _nodes(self, found: Candidates, index: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Entity tree node each extension led to, and whether it ended an entity there."""
-        if found.node is None or found.ends is None:
-            return torch.full_like(index, NORMAL), torch.zeros_like(index, dtype=torch.bool)
-        return found.node.flatten(1).gather(1, index), found.ends[column]
 
     def _follow(self, state: Tensor, token: Tensor, node: Tensor, ended: Tensor, stays: Tensor) -> Tensor:
         """Bring hashes, node and done of the extended hypotheses up to date; ``stays`` ``(B,)`` in the frame."""

@@ -60,6 +60,10 @@ class Pruning:
         best = score.masked_fill(inside, -torch.inf).amax(-1)
         return torch.where(best.isneginf(), score.amax(-1), best) - self.threshold
 
+    def before(self, size: int) -> Tensor:
+        """``(M, M)`` true where the column comes before the row, for ``size`` extensions."""
+        return self._before[:size, :size]
+
     def best(self, total: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
         """Scores and places of the best extensions: those outside entities, then those inside; how many each."""
         size = min(self.pool, total.shape[1])
@@ -79,7 +83,7 @@ class Pruning:
         scores, places, first = [], [], 0
         for size, width in zip(sizes, (self.outside, self.inside), strict=False):
             part = slice(first, first + size)
-            new = recombine(score[:, part], key[:, part], self._before[:size, :size], self.maximum)
+            new = recombine(score[:, part], key[:, part], self.before(size), self.maximum)
             new, order = new.sort(dim=-1, descending=True, stable=True)
             if first:
                 again = repeats(state[:, part, NODE].gather(1, order))

@@ -7,9 +7,13 @@ and re-ordering a beam costs one index operation whatever the scorer remembers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+from decoding.beam import SCORERS
 
 
 @runtime_checkable
@@ -37,3 +41,16 @@ class Scorer(Protocol):
     def finish(self, state: Tensor) -> Tensor:
         """Score ``(N,)`` added when the utterance ends in ``state`` ``(N,)``."""
         ...
+
+
+def weighted_parts(scorers: Sequence[Scorer], state: Tensor, tokens: Tensor) -> Tensor:
+    """Weighted parts ``(B, K, F, k, S)`` of scorers on ``tokens`` ``(B, F, k)``, after ``Beam.state``."""
+    beam = state.shape[1]
+    each = tokens.flatten(1)[:, None].expand(-1, beam, -1).flatten(0, 1)
+    scores = [
+        (s.weight * s.score(state[..., SCORERS + i].flatten(), each)).view(
+            len(state), beam, *tokens.shape[1:]
+        )
+        for i, s in enumerate(scorers)
+    ]
+    return scores[0].unsqueeze(-1) if len(scores) == 1 else torch.stack(scores, dim=-1)

@@ -41,6 +41,15 @@ class Step(NamedTuple):
     waited: Tensor
 
 
+def quiet_step(frame: Tensor, waited: Tensor, sources: int) -> Step:
+    """A step in which every hypothesis took nothing but blanks, of score ``waited`` ``(B, K)``."""
+    parent = torch.arange(waited.shape[1], device=waited.device).expand_as(waited)
+    no, nothing = torch.zeros_like(parent, dtype=torch.bool), torch.full_like(parent, BLANK)
+    none = torch.zeros_like(waited)
+    parts = none.new_zeros((*none.shape, sources))
+    return Step(frame, parent, nothing, nothing, no, no, none, none, parts, waited)
+
+
 class Standing(NamedTuple):
     """Where each hypothesis stood after a step, ``(B, K)`` each.
 

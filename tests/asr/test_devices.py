@@ -20,6 +20,12 @@ DEVICE = os.environ.get("VOCATIVE_TEST_DEVICE", "cuda" if torch.cuda.is_availabl
 pytestmark = pytest.mark.skipif(not DEVICE, reason="no GPU here; VOCATIVE_TEST_DEVICE=cpu runs these without")
 
 
+@pytest.fixture(autouse=True)
+def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions and LSTMs in float32, not TF32, whose ten bits of mantissa are what would be compared."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Recognizer, Recognizer]]:
     """Each family's model on the CPU and on the device."""
@@ -72,6 +78,18 @@ def test_greedy_transcripts(both: dict[str, tuple[Recognizer, Recognizer]], fami
     on_cpu, on_device = both[family]
     options = options_of(on_cpu, biasing="none", search={"beam": 1})
     recordings = [sound(1.5, 1), sound(2.2, 2)]
+    expected = on_cpu.transcribe(recordings, options=options)
+    for mine, theirs in zip(on_device.transcribe(recordings, options=options), expected, strict=True):
+        alike(mine, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_long_recordings(both: dict[str, tuple[Recognizer, Recognizer]], family: str, beam: int) -> None:
+    """Long enough for steps to be recorded (``decoding.steady``), where they can be."""
+    on_cpu, on_device = both[family]
+    options = options_of(on_cpu, biasing="none", search={"beam": beam})
+    recordings = [sound(7.0, 3), sound(2.2, 2), sound(4.9, 4)]
     expected = on_cpu.transcribe(recordings, options=options)
     for mine, theirs in zip(on_device.transcribe(recordings, options=options), expected, strict=True):
         alike(mine, theirs)

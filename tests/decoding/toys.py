@@ -46,6 +46,7 @@ class ToyEmitter:
     lm_scale = 1.0
     repeats = False
     lookahead = 4
+    steady = False
     loud: Tensor | None = None
 
     def __init__(

@@ -30,6 +30,7 @@ class CTCEmitter:
     contexts: ContextStore | None = None
     repeats = True
     lookahead = 8
+    steady = True
     loud: Tensor | None = None
 
     def __init__(self, model: CTC, encoded: Tensor, lengths: Tensor, top: int = 32) -> None:

@@ -35,6 +35,7 @@ class FactorizedEmitter:
 
     repeats = False
     lookahead = 8
+    steady = False
     loud: Tensor | None = None
 
     def __init__(

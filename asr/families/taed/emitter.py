@@ -35,6 +35,7 @@ class TAEDEmitter:
     lm_scale: float = 0.0
     contexts: ContextStore | None = None
     repeats = False
+    steady = False
 
     def __init__(self, model: TAED, encoded: Tensor, lengths: Tensor, top: int | None = None) -> None:
         self.num_tokens = model.num_tokens

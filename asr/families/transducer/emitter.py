@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asr.families.transducer.model import Transducer
+from asr.families.transducer.predictor import LastTokens
 from decoding.emitter import FrameScores
 from decoding.top_tokens import top_tokens
 from lm.language_model import ContextStore
@@ -40,6 +41,7 @@ class TransducerEmitter:
         self.num_tokens = model.num_tokens
         self._row = torch.arange(len(lengths), device=encoded.device)[:, None]
         self._histories = model.predictor.histories()
+        self.steady = isinstance(self._histories, LastTokens)
         self._joint = model.joint
         self._weight, self._bias = model.joint.output.weight.float(), model.joint.output.bias.float()
         self._top = self.num_tokens if top is None else min(top, self.num_tokens)
@@ -67,18 +69,14 @@ class TransducerEmitter:
         """See ``FrameSynchronous.score``."""
         if state.device.type == "cpu":
             return self._score(frames, state)
-        # Many hypotheses of a beam said the same last, and are the same to a stateless predictor.
-        batch = len(frames)
-        distinct, place = torch.unique(state * batch + self._row, return_inverse=True)
-        row = distinct % batch
-        here = frames[row]
-        joined = self._histories.rows(distinct // batch)[:, None] + self._frame[row[:, None], here]
-        logits = self._logits(joined)  # (R, F, V + 1)
-        label = logits[..., :-1]
+        joined = self._histories.rows(state)[:, :, None] + self._frame[self._row, frames][:, None]
+        logits = self._logits(joined)  # (B, K, F, V + 1)
+        total = logits.logsumexp(-1, keepdim=True)
+        blank, label = logits[..., -1:], logits[..., :-1]
         if not self._all:
-            label = label.gather(-1, self.tokens[row[:, None], here])
-        total = logits.logsumexp(-1)
-        return FrameScores((logits[..., -1] - total)[place], (label - total.unsqueeze(-1))[place])
+            tokens = self.tokens[self._row, frames][:, None]
+            label = label.gather(-1, tokens.expand(*label.shape[:-1], -1))
+        return FrameScores((blank - total).squeeze(-1), label - total)
 
     def _score(self, frames: Tensor, state: Tensor) -> FrameScores:
         """The same on a CPU, where frames that are asked for twice are scored once too."""
