@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from asr.decoders.config import LSTMDecoderConfig
 from asr.decoders.histories import LabelTree
-from asr.decoders.memory import Memory, relaxed
+from asr.decoders.memory import Memory
+from asr.relaxed_attention import relaxed
 from lm.language_model import Rows
 
 

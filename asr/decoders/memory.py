@@ -1,4 +1,4 @@
-"""What a decoder remembers of encoder frames, and how its attention to them is relaxed."""
+"""What a decoder remembers of encoder frames, and where they are."""
 
 from __future__ import annotations
 
@@ -25,16 +25,3 @@ def positions(first: int, frames: int, width: int, device: torch.device) -> Tens
     half = torch.arange((width + 1) // 2, device=device, dtype=torch.float32)
     angles = place[:, None] * torch.pow(10000.0, -2 * half / width)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, :width]
-
-
-def relaxed(weights: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Attention with a uniform part: Ã = (1 - γ) A + γ / T (Lohrenz et al. 2021, arXiv 2107.01275, equation 2).
-
-    T counts the frames that may be attended to, so padding changes nothing.
-
-    Args:
-        weights: ``(..., T)`` after the softmax, zero where ``mask`` is false.
-        mask: what may be attended to; broadcasts.
-        share: γ.
-    """
-    return (1 - share) * weights + share * mask / mask.sum(-1, keepdim=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asr.decoders.config import TransformerDecoderConfig
-from asr.decoders.memory import Memory, positions, relaxed
+from asr.decoders.memory import Memory, positions
+from asr.relaxed_attention import relaxed
 from lm.rotary import rotary_table, rotate
 
 Table = tuple[Tensor, Tensor]

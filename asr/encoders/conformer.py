@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asr.encoders.masks import attention_mask, random_context, valid_frames
+from asr.relaxed_attention import relaxed_values
 from lm.config import Config
 from lm.errors import ConfigError
 from lm.rotary import check_heads, rotary_table, rotate
@@ -54,6 +55,9 @@ class ConformerConfig(Config):
     otherwise training sees chunks of ``chunk`` frames."""
     attention: bool = True
     """Whether blocks have self-attention; without it an output sees only what the convolutions reach."""
+    relaxed_attention: float = Field(0.0, ge=0, lt=1)
+    """Share γ of self-attention that is spread evenly over the frames that are seen, in training only (arXiv
+    2209.09735)."""
 
     @model_validator(mode="after")
     def _context(self) -> ConformerConfig:
@@ -61,6 +65,8 @@ class ConformerConfig(Config):
             raise ValueError("left_chunks only together with a chunk of 1 or more frames")
         if not self.attention and (self.dynamic_chunk or self.left_chunks >= 0):
             raise ValueError("dynamic_chunk and left_chunks only with attention: they limit what it sees")
+        if not self.attention and self.relaxed_attention:
+            raise ValueError("relaxed_attention only with attention")
         if self.attention:
             check_heads(self.width, self.heads)
         return self
@@ -194,7 +200,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.relax = config.heads, config.relaxed_attention
         self.norm = nn.LayerNorm(config.width)
         self.query_key_value = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
@@ -206,6 +212,8 @@ class SelfAttention(nn.Module):
         # On a CPU the fused kernel's backward costs three times these few lines at the lengths of utterances.
         scores = (rotate(q, table) * q.shape[-1] ** -0.5) @ rotate(k, table).transpose(-1, -2)
         attended = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+        if self.training and self.relax:
+            attended = relaxed_values(attended, v, mask, self.relax)
         result: Tensor = self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         return result
 

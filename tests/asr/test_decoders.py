@@ -11,7 +11,7 @@ from torch import Tensor
 from asr.decoders.config import LSTMDecoderConfig, TransformerDecoderConfig
 from asr.decoders.histories import DecoderHistories, LabelTree
 from asr.decoders.lstm import LSTMDecoder, LSTMDecoderHistories
-from asr.decoders.memory import positions, relaxed
+from asr.decoders.memory import positions
 from asr.decoders.transformer import TransformerDecoder
 from asr.encoders.masks import valid_frames
 from asr.losses.attention import attention_loss
@@ -113,19 +113,6 @@ def test_no_label_is_seen_before_its_time(make) -> None:  # type: ignore[no-unty
     one, other = decoder(labels, memory, visible), decoder(changed, memory, visible)
     torch.testing.assert_close(one[:, :2], other[:, :2])
     assert not torch.allclose(one[:, 2:], other[:, 2:])
-
-
-@settings(max_examples=30, deadline=None)
-@given(share=st.floats(0, 0.9), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_relaxed_attention_is_a_distribution_over_real_frames(share: float, lengths: list[int]) -> None:
-    mask = valid_frames(torch.tensor(lengths), 7)
-    weights = torch.randn(len(lengths), 7, dtype=torch.double).masked_fill(~mask, -torch.inf).softmax(-1)
-    result = relaxed(weights, mask, share)
-    assert torch.allclose(result.sum(-1), torch.ones(len(lengths), dtype=torch.double))
-    assert (result[~mask] == 0).all()
-    for row, length in enumerate(lengths):
-        alone = relaxed(weights[row, :length], mask[row, :length], share)
-        torch.testing.assert_close(result[row, :length], alone)
 
 
 @pytest.mark.parametrize("make", [transformer, lstm])
