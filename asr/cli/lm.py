@@ -11,6 +11,7 @@ import typer
 from asr.cli.console import put
 
 if TYPE_CHECKING:
+    from asr.data.token_text import TokenText
     from asr.scoring.perplexity import SentenceScores
     from lm.tokenizer import Tokenizer
     from lm.utterance_context import UtteranceContext
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 def score(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help=".safetensors, .arpa or KenLM.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help=".safetensors, .arpa or KenLM; or a recognizer's folder.",
+            show_default=False,
+        ),
     ],
     text: Annotated[
         Path,
@@ -48,13 +54,15 @@ def score(
     """Perplexity a word and a token, with 95 % intervals of a bootstrap over sentences.
 
     A contextual model is asked with the context of each sentence, which .jsonl tells. Says whether ends of
-    sentences are counted, and how many words the model does not know.
+    sentences are counted, and how many words the model does not know. Of a recognizer it is the internal language
+    model: what it expects when nothing is heard (the vocabulary predictor of an FNT; ILME for the others).
 
     Examples:
 
     \b
       asr lm score exp/books_text-lstm/lstm.safetensors dev.txt.xz
       asr lm score words.arpa dev.txt.xz --words
+      asr lm score exp/an4-aed/model dev.txt.xz
 
     \b
       asr lm score contextual.safetensors devel.jsonl --text-key sentence --context-fields scenario
@@ -62,6 +70,7 @@ def score(
     from asr.scoring.perplexity import perplexity, score_words
     from lm.word_ngram import load_word_lm
 
+    _check_model(model, tokenizer, words)
     if words:
         lines = [sentence for sentence, _ in _said(text, ids, text_key, context_fields)]
         found = {"as spoken, ends of sentences counted": score_words(load_word_lm(model), lines)}
@@ -70,6 +79,20 @@ def score(
         found = _score_tokens(model, text, said, _units(model, tokenizer))
     for how, scores in found.items():
         put(f"{how}\n{perplexity(scores).to_text()}")
+
+
+def _check_model(model: Path, tokenizer: Path | None, words: bool) -> None:
+    from lm.errors import ConfigError, DataError
+
+    if not model.exists():
+        raise DataError(
+            f"{model}: no such file or folder", "a language model, or a recognizer's folder", "correct it"
+        )
+    if model.is_dir() and (words or tokenizer is not None):
+        given = "--words" if words else "--tokenizer"
+        raise ConfigError(
+            f"{given} with the folder {model}", "neither", "a recognizer brings its own subwords"
+        )
 
 
 def _score_tokens(
@@ -87,7 +110,17 @@ def _score_tokens(
         contexts = (context for _, context in other) if is_jsonl(text) else None
         summary = encode_text((line for line, _ in one), units, Path(scratch) / "text", contexts)
         put(f"{text.name}: {describe_text(summary, units)}")
-        return score_file(model, TokenText(Path(scratch) / "text"), units)
+        encoded = TokenText(Path(scratch) / "text")
+        if model.is_dir():
+            return {"internal language model, ends of sentences not counted": _internal(model, encoded)}
+        return score_file(model, encoded, units)
+
+
+def _internal(folder: Path, text: TokenText) -> SentenceScores:
+    from asr.recognizer import Recognizer
+    from asr.scoring.internal import score_internal
+
+    return score_internal(Recognizer.load(folder), text)
 
 
 def _units(model: Path, given: Path | None) -> Tokenizer | WordVocabulary:
@@ -100,6 +133,8 @@ def _units(model: Path, given: Path | None) -> Tokenizer | WordVocabulary:
         return load_units(given)
     if model.suffix == ".safetensors" and (own := vocabulary_of(model)) is not None:
         return own
+    if model.is_dir():
+        return load_units(model)
     places = [f / name for f in (model.parent, model.parent.parent) for name in (TOKENIZER, WORDS)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:

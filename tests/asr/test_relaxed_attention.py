@@ -1,4 +1,4 @@
-"""Relaxed attention: a distribution over what may be seen, in training only, with the weights at hand or without."""
+"""Relaxed attention: a distribution over what may be seen, in training only, with or without the weights."""
 
 from __future__ import annotations
 
