@@ -71,11 +71,11 @@ def score(
     from lm.word_ngram import load_word_lm
 
     _check_model(model, tokenizer, words)
+    said = _said(text, ids, text_key, context_fields)
     if words:
-        lines = [sentence for sentence, _ in _said(text, ids, text_key, context_fields)]
+        lines = [sentence for sentence, _ in said]
         found = {"as spoken, ends of sentences counted": score_words(load_word_lm(model), lines)}
     else:
-        said = _said(text, ids, text_key, context_fields)
         found = _score_tokens(model, text, said, _units(model, tokenizer))
     for how, scores in found.items():
         put(f"{how}\n{perplexity(scores).to_text()}")

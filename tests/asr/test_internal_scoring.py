@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,34 +44,27 @@ def test_a_batch_scores_what_its_sentences_score_alone(
     assert together.words.tolist() == [len(line.split()) for line in LINES]
 
 
-def test_a_factorized_transducer_expects_what_its_predictor_does(
-    bundles: dict[str, Path], tmp_path: Path
+def expected_by(family: str, model: Any, labels: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Logits of the labels: of the predictor, or of the decoder without frames and without the end."""
+    if family == "factorized":
+        logits: torch.Tensor = model.predictor(labels)[..., :tokens]
+    else:
+        logits = model.output(model.decoder(labels, None, None))[..., :-1]
+    return logits
+
+
+@pytest.mark.parametrize("family", ["factorized", "aed"])
+def test_it_is_the_predictor_or_the_decoder_without_frames(
+    family: str, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    recognizer = Recognizer.load(bundles["factorized"])
+    recognizer = Recognizer.load(bundles[family])
     text = encoded(LINES, recognizer, tmp_path / "text")
     found = score_internal(recognizer, text)
-    tokens = recognizer.tokenizer.vocab_size
     for index in range(len(LINES)):
         labels = torch.tensor(text.sentence(index).tolist())[None]
         with torch.inference_mode():
-            logp = recognizer.family.model.predictor(labels)[:, :-1, :tokens].log_softmax(-1)
-        expected = logp.gather(-1, labels[..., None]).sum()
-        assert found.logp[index] == pytest.approx(float(expected), abs=1e-4)
-
-
-def test_an_attention_model_expects_what_its_decoder_does_without_frames(
-    bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    recognizer = Recognizer.load(bundles["aed"])
-    text = encoded(LINES, recognizer, tmp_path / "text")
-    found = score_internal(recognizer, text)
-    model = recognizer.family.model
-    for index in range(len(LINES)):
-        labels = torch.tensor(text.sentence(index).tolist())[None]
-        with torch.inference_mode():
-            states = model.decoder(labels, None, None)
-            logp = model.output(states)[:, :-1, :-1].log_softmax(-1)
-        expected = logp.gather(-1, labels[..., None]).sum()
+            logits = expected_by(family, recognizer.family.model, labels, recognizer.tokenizer.vocab_size)
+        expected = logits[:, :-1].log_softmax(-1).gather(-1, labels[..., None]).sum()
         assert found.logp[index] == pytest.approx(float(expected), abs=1e-4)
 
 
