@@ -36,21 +36,9 @@ def settle(
     total = pool.total[:size].copy()
     key, surface, path = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
     node = np.empty(size, np.int64)
-    classed = lists.offset.shape[0] > 0
     for m in range(size):
         old, place = state[b, pool.parent[m]], pool.place[m]
-        surface[m], path[m], node[m] = old[SURFACE], old[PATH], old[NODE]
-        if place >= 0:
-            token = heard.tokens[b, at, place]
-            surface[m] = (old[SURFACE] + token + 1) * SURFACE_HASH
-            if classed:
-                if pool.ended[m]:
-                    path[m] = (
-                        path[m] + settings.num_tokens + lists.node_class[pool.node[m]] + 1
-                    ) * HISTORY_HASH
-                elif pool.node[m] < 0:
-                    path[m] = (path[m] + token + 1) * HISTORY_HASH
-                node[m] = EXITED if pool.ended[m] else pool.node[m]
+        surface[m], path[m], node[m] = _extended(settings, lists, heard.tokens[b, at], old, pool, m)
         key[m] = surface[m] ^ ((path[m] + node[m] * 2) * MIX_HASH)
         if heard.repeat.shape[0] > 0:  # one that may repeat its label is not one that may not
             key[m] += _model(old[MODEL], place, at > 0, stopped) % 2
@@ -80,6 +68,25 @@ def settle(
         new[SURFACE], new[PATH], new[NODE] = surface[m], path[m], node[m]
         live += 1
     return live
+
+
+@njit(cache=True)
+def _extended(
+    settings: Settings, lists: Lists, tokens: Longs, old: Longs, pool: Pool, m: int
+) -> tuple[int, int, int]:
+    """Hashes of the surface and of the class path, and the list node, of the ``m``-th of a pool."""
+    surface, path, node = old[SURFACE], old[PATH], old[NODE]
+    if pool.place[m] < 0:
+        return surface, path, node
+    token = tokens[pool.place[m]]
+    surface = (surface + token + 1) * SURFACE_HASH
+    if lists.offset.shape[0] > 0:
+        if pool.ended[m]:
+            path = (path + settings.num_tokens + lists.node_class[pool.node[m]] + 1) * HISTORY_HASH
+        elif pool.node[m] < 0:
+            path = (path + token + 1) * HISTORY_HASH
+        node = EXITED if pool.ended[m] else pool.node[m]
+    return surface, path, node
 
 
 @njit(cache=True)

@@ -11,6 +11,11 @@ from lm.config import apply_overrides, build_config, read_yaml
 from lm.errors import ConfigError
 from recipes.command import usual_place
 
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Folder with a small file a finished run; results/ beside the configuration's folder."),
+]
+
 
 def compare(
     config: Annotated[
@@ -25,12 +30,7 @@ def compare(
     workdir: Annotated[
         Path | None, typer.Option(help="Folder for all runs; exp/CORPUS-CONFIG if not given.")
     ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with a small file a finished run; results/ beside the configuration's folder."
-        ),
-    ] = None,
+    results: Results = None,
     only: Annotated[
         str, typer.Option(help="Experiments to run, with commas between; all if not given.")
     ] = "",
@@ -58,19 +58,19 @@ def compare(
       asr compare egs/an4/conf/families.yaml --corpus corpora/an4 --only ctc,aed --set seeds=[0]
       asr compare egs/an4/conf/families.yaml --table
     """
-    from recipes import comparison
+    from recipes.comparison import Comparison, ComparisonConfig
+    from recipes.comparison import table as as_table
 
     values = apply_overrides(read_yaml(config), set_ or [])
-    chosen = build_config(comparison.ComparisonConfig, values, str(config))
+    chosen = build_config(ComparisonConfig, values, str(config))
     name = str(chosen.base.get("corpus"))
     names = [part for part in only.split(",") if part]
-    for part in names:
-        if part not in chosen.experiments:
-            raise ConfigError(f"--only {part}", f"one of {', '.join(chosen.experiments)}", "correct it")
+    if unknown := [part for part in names if part not in chosen.experiments]:
+        raise ConfigError(f"--only {unknown[0]}", f"one of {', '.join(chosen.experiments)}", "correct it")
     place = workdir or Path("exp") / f"{name}-{config.stem}"
     kept = results or config.parent.parent / "results" / config.stem
-    made = comparison.Comparison(chosen, place, kept, corpus or usual_place(name))
+    made = Comparison(chosen, place, kept, corpus or usual_place(name))
     if not table:
         made.run(names, dry_run)
     if not dry_run:
-        print(comparison.table(made))
+        print(as_table(made))

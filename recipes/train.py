@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
     from asr.data.batches import FeatureLoader
+    from asr.training.loop import Trainer
     from asr.training.processes import Processes
 
 
@@ -140,23 +141,38 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     """
     import torch
 
-    from asr.data.batches import BatchPlan, FeatureLoader
-    from asr.data.examples import Example
-    from asr.data.manifest import load_cuts
-    from asr.families import load_family
-    from asr.features import FeatureNormaliser
     from asr.training.checkpoint import save_tensors
-    from asr.training.loop import Trainer
     from asr.training.processes import Processes
-    from lm.tokenizer import Tokenizer
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     processes = Processes()
     if processes.first:
         processes.tell(TRAIN)
+    torch.set_num_threads(config.training.threads)
+    torch.manual_seed(config.training.seed)
+    trainer = _trainer(config, folder, processes)
+    if not processes.first:
+        trainer.run()
+        return
+    with progress("    training", trainer.steps) as shown:
+        trainer.on_step = lambda step, steps, loss: shown(step)
+        weights = trainer.run()
+    save_tensors(folder.weights, weights)
+
+
+def _trainer(config: RecipeConfig, folder: Layout, processes: Processes) -> Trainer:
+    """The training of a model that stands where its configuration lets it begin."""
+    import torch
+
+    from asr.data.batches import BatchPlan, FeatureLoader
+    from asr.data.examples import Example
+    from asr.data.manifest import load_cuts
+    from asr.families import load_family
+    from asr.features import FeatureNormaliser
+    from asr.training.loop import Trainer
+    from lm.tokenizer import Tokenizer
+
     settings = config.training
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
     tokenizer = Tokenizer.load(folder.tokenizer)
     cuts = {split: load_cuts(folder.cuts(split)) for split in ("train", "dev")}
     everything = cuts["train"] + cuts["dev"]
@@ -182,7 +198,7 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
     text = _read_text(folder.data / "lm_text.txt", tokenizer) if settings.text_sentences else []
     plan = BatchPlan(cuts["train"], settings.batch_s, seed=settings.seed)
     valid = BatchPlan(cuts["dev"], max(settings.batch_s, 60.0)).epoch(0)
-    trainer = Trainer(
+    return Trainer(
         model=family.model,
         loss_config=family.loss_config(config.loss),
         config=settings,
@@ -196,13 +212,6 @@ def train_model(config: RecipeConfig, folder: Layout) -> None:
         text=text,
         device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu",
     )
-    if not processes.first:
-        trainer.run()
-        return
-    with progress("    training", trainer.steps) as shown:
-        trainer.on_step = lambda step, steps, loss: shown(step)
-        weights = trainer.run()
-    save_tensors(folder.weights, weights)
 
 
 def keep_features(

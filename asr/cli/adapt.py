@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,7 @@ from lm.errors import ConfigError
 if TYPE_CHECKING:
     from asr.data.token_text import TokenText
     from asr.recognizer import Recognizer
-    from asr.training.adaptation import Adapted
+    from asr.training.adaptation import AdaptationConfig, Adapted
 
 HELD_OUT = 10
 """Without a dev text, one sentence of so many is kept apart to choose the weights with."""
@@ -69,8 +69,7 @@ def adapt(
       asr adapt requests.txt --model exp/model --out exp/model-requests
       asr adapt requests.txt --dev dev.txt --general old.txt --kl 0.5 --model exp/model --out exp/adapted
     """
-    from asr.bundle import bundle_fingerprint
-    from asr.training.adaptation import Adaptation, AdaptationConfig, vocabulary_predictor
+    from asr.training.adaptation import AdaptationConfig, vocabulary_predictor
 
     if out.resolve() == model.resolve():
         raise ConfigError(f"--out {out}, the model itself", "another folder", "name a new one")
@@ -78,8 +77,25 @@ def adapt(
     vocabulary_predictor(recognizer)
     place = out.with_name(f"{out.name}-training")
     texts = _encode(recognizer, text, dev, general, place)
-    judged = {name: each for name, each in texts.items() if name != "text"}
     config = AdaptationConfig(kl_weight=kl, epochs=epochs, peak_lr=peak_lr, class_rate=class_rate)
+    found = _adapt(recognizer, model, texts, config, place, seed)
+    _save(model, recognizer, out, text, found, kl)
+    say(f"wrote {out}; curves and checkpoints are in {place}")
+
+
+def _adapt(
+    recognizer: Recognizer,
+    model: Path,
+    texts: Mapping[str, TokenText],
+    config: AdaptationConfig,
+    place: Path,
+    seed: int,
+) -> Adapted:
+    """Train the predictor of a recognizer, and print what became of the perplexities."""
+    from asr.bundle import bundle_fingerprint
+    from asr.training.adaptation import Adaptation
+
+    judged = {name: each for name, each in texts.items() if name != "text"}
     before = {name: _perplexities(recognizer, each) for name, each in judged.items()}
     parts = recognizer, texts["text"], texts["dev"], config, place, bundle_fingerprint(model), seed
     training = Adaptation(*parts)
@@ -91,8 +107,7 @@ def adapt(
             put(f"{name}, {how}: perplexity a word {figure} before, {after[how]} after")
     if not found.better:
         say("the dev text became no likelier: the new model is the old one")
-    _save(model, recognizer, out, text, found, kl)
-    say(f"wrote {out}; curves and checkpoints are in {place}")
+    return found
 
 
 def _encode(

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from lm.vocabulary import WordVocabulary
 
 
+TextKey = Annotated[str, typer.Option(metavar="KEY", help="In .jsonl: the key of the sentence.")]
+ContextFields = Annotated[
+    str,
+    typer.Option(
+        metavar="KEYS", help="In .jsonl: fields of the context, 'app,hour', if not in its 'context'."
+    ),
+]
+
+
 def score(
     model: Annotated[
         Path,
@@ -41,15 +50,8 @@ def score(
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="The ARPA or KenLM file is over words.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Each line begins with an utterance id.")] = False,
-    text_key: Annotated[
-        str, typer.Option(metavar="KEY", help="In .jsonl: the key of the sentence.")
-    ] = "text",
-    context_fields: Annotated[
-        str,
-        typer.Option(
-            metavar="KEYS", help="In .jsonl: fields of the context, 'app,hour', if not in its 'context'."
-        ),
-    ] = "",
+    text_key: TextKey = "text",
+    context_fields: ContextFields = "",
 ) -> None:
     """Perplexity a word and a token, with 95 % intervals of a bootstrap over sentences.
 

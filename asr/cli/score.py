@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from asr.scoring.score import ScoreReport
 
 
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page to look at: .html.")
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")]
+
+
 def score(
     ref: Annotated[
         Path,
@@ -38,12 +44,8 @@ def score(
             help="The names that the systems were given: counts false alarms.",
         ),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write a page to look at: .html.")
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")
-    ] = None,
+    report: Report = None,
+    json: Json = None,
 ) -> int:
     """Compare transcripts with references: word errors, names found, names made up.
 
