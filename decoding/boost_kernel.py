@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
-NEIGHBOURS = 8
-"""Rows before one that may ask the same."""
+ARCS = 4
+"""Arcs for each token asked for, up to which they are laid out."""
 
 
 @njit(cache=True)
@@ -45,34 +45,66 @@ def score(
     hops: int,
     entry: Floats,
     phi: Floats,
+    arc_entry: Floats,
+    root_entry: Floats,
     found: Floats,
 ) -> None:
-    """What each of ``tokens`` ``(N, k)`` changes after ``state`` ``(N,)``: ``entry`` there less ``phi`` here.
+    """What ``tokens`` ``(B, k)`` change after ``state`` ``(B, K)``: ``entry`` there less ``phi`` here, ``(B, K, k)``.
 
-    Neighbours are the hypotheses of a beam, many of which are in one state.
+    ``arc_entry`` ``(A + 1,)`` and ``root_entry`` ``(graphs, V)`` are ``entry`` behind the arcs and behind the root.
+    Where a state has few arcs they are laid over the root's, which is faster than to look for each token.
     """
-    for n in range(len(state)):
-        same = _twin(n, state, tokens)
-        if same >= 0:
-            found[n] = found[same]
-            continue
-        here = phi[state[n]]
-        for i in range(tokens.shape[1]):
-            after = _next(state[n], tokens[n, i], keys, targets, begin, root, graph, hub, hops)
-            found[n, i] = entry[after] - here
+    row, of = np.empty(root.shape[1], np.float32), -1
+    chain = np.empty(hops + 1, np.int64)
+    for b in range(len(state)):
+        asked = tokens[b]
+        for k in range(state.shape[1]):
+            at, out = state[b, k], found[b, k]
+            same = _twin(state[b], k)
+            if same < k:
+                out[:] = found[b, same]
+                continue
+            here, length, arcs = phi[at], *_hubs(at, begin, hub, chain)
+            if arcs > ARCS * len(asked):
+                for i in range(len(asked)):
+                    after = _next(at, asked[i], keys, targets, begin, root, graph, hub, hops)
+                    out[i] = entry[after] - here
+                continue
+            fresh = root_entry[graph[at]]
+            if graph[at] != of:
+                row[:], of = fresh, graph[at]
+            for place in range(length - 1, -1, -1):
+                first = chain[place] * len(row)
+                for arc in range(begin[chain[place]], begin[chain[place] + 1]):
+                    row[keys[arc] - first] = arc_entry[arc]
+            for i in range(len(asked)):
+                out[i] = row[asked[i]] - here
+            for place in range(length):
+                first = chain[place] * len(row)
+                for arc in range(begin[chain[place]], begin[chain[place] + 1]):
+                    row[keys[arc] - first] = fresh[keys[arc] - first]
 
 
 @njit(cache=True)
-def _twin(n: int, state: Longs, tokens: Longs) -> int:
-    """One of the rows just before ``n`` that asks the same, or -1."""
-    for other in range(max(0, n - NEIGHBOURS), n):
-        if state[other] == state[n]:
-            equal = True
-            for i in range(tokens.shape[1]):
-                equal &= tokens[other, i] == tokens[n, i]
-            if equal:
-                return other
-    return -1
+def _twin(state: Longs, k: int) -> int:
+    """The first of a beam's hypotheses that is in the state of the ``k``-th; many are in one."""
+    same = 0
+    while state[same] != state[k]:
+        same += 1
+    return same
+
+
+@njit(cache=True)
+def _hubs(at: int, begin: Longs, hub: Longs, chain: Longs) -> tuple[int, int]:
+    """Writes a state and its hubs; how many they are, and how many arcs they have."""
+    arcs = 0
+    for length in range(len(chain)):
+        chain[length] = at
+        arcs += begin[at + 1] - begin[at]
+        if hub[at] == at:
+            break
+        at = hub[at]
+    return length + 1, arcs
 
 
 @njit(cache=True)

@@ -134,10 +134,13 @@ class PhraseBoost:
         self._phi = torch.cat([graph.phi for graph in distinct]).to(device)
         self._entry = torch.cat([graph.phi + graph.output for graph in distinct]).to(device)
         self._hops = max(graph.hops for graph in distinct)
+        behind = (self._entry, self._phi, self._entry[self._targets], self._entry[self._root])
         tables = (self._keys, self._targets, self._begin, self._root, self._graph, self._hub)
         self._tables: list[Any] | None = None
+        self._scores: list[Any] = []
         if not reference and not self._keys.is_cuda:
             self._tables = [each.contiguous().numpy() for each in tables]
+            self._scores = [each.numpy() for each in behind]
 
     def start(self, utterances: int) -> Tensor:
         """First states ``(B,)``.
@@ -157,16 +160,22 @@ class PhraseBoost:
 
     def score(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Change of promise plus phrases completed, for ``tokens`` ``(N, k)`` after ``state`` ``(N,)``."""
+        return self.score_beams(state[:, None], tokens)[:, 0]
+
+    def score_beams(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """The same ``(B, K, k)`` for ``tokens`` ``(B, k)`` that are before all hypotheses ``state`` ``(B, K)``."""
         if self._tables is not None:
             from decoding import boost_kernel
 
-            found = torch.empty(tokens.shape)
-            scores = (self._entry.numpy(), self._phi.numpy(), found.numpy())
-            asked = state.contiguous().numpy(), tokens.contiguous().numpy()
+            found = torch.empty((*state.shape, tokens.shape[1]))
             function: Any = boost_kernel.score
-            function(*asked, *self._tables, self._hops, *scores)
+            asked = state.contiguous().numpy(), tokens.contiguous().numpy()
+            function(*asked, *self._tables, self._hops, *self._scores, found.numpy())
             return found
-        return self._entry[self._step(state, tokens)] - self._phi[state][:, None]
+        flat = state.flatten()
+        each = tokens[:, None].expand(-1, state.shape[1], -1).flatten(0, 1)
+        found = self._entry[self._step(flat, each)] - self._phi[flat][:, None]
+        return found.view(*state.shape, -1)
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """States ``(M,)`` after ``tokens`` ``(M,)`` were appended to ``state`` ``(M,)``."""

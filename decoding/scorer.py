@@ -7,7 +7,7 @@ and re-ordering a beam costs one index operation whatever the scorer remembers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -43,14 +43,26 @@ class Scorer(Protocol):
         ...
 
 
+class BeamScorer(Scorer, Protocol):
+    """A scorer that takes the tokens of an utterance once for all its hypotheses."""
+
+    def score_beams(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """``score`` ``(B, K, k)`` of ``tokens`` ``(B, k)`` after each ``state`` ``(B, K)``."""
+        ...
+
+
 def weighted_parts(scorers: Sequence[Scorer], state: Tensor, tokens: Tensor) -> Tensor:
     """Weighted parts ``(B, K, F, k, S)`` of scorers on ``tokens`` ``(B, F, k)``, after ``Beam.state``."""
-    beam = state.shape[1]
-    each = tokens.flatten(1)[:, None].expand(-1, beam, -1).flatten(0, 1)
-    scores = [
-        (s.weight * s.score(state[..., SCORERS + i].flatten(), each)).view(
-            len(state), beam, *tokens.shape[1:]
-        )
-        for i, s in enumerate(scorers)
-    ]
+    shape = (*state.shape[:2], *tokens.shape[1:])
+    asked = tokens.flatten(1)
+    scores = [_scores(s, state[..., SCORERS + i], asked).view(shape) for i, s in enumerate(scorers)]
+    scores = [found if s.weight == 1 else s.weight * found for s, found in zip(scorers, scores, strict=True)]
     return scores[0].unsqueeze(-1) if len(scores) == 1 else torch.stack(scores, dim=-1)
+
+
+def _scores(scorer: Scorer, state: Tensor, tokens: Tensor) -> Tensor:
+    """Scores of ``tokens`` ``(B, k)`` after each ``state`` ``(B, K)``."""
+    together: Callable[[Tensor, Tensor], Tensor] | None = getattr(scorer, "score_beams", None)
+    if together is not None:
+        return together(state, tokens)
+    return scorer.score(state.flatten(), tokens[:, None].expand(-1, state.shape[1], -1).flatten(0, 1))
