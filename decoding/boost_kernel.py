@@ -49,7 +49,7 @@ def score(
     root_entry: Floats,
     found: Floats,
 ) -> None:
-    """What ``tokens`` ``(B, k)`` change after ``state`` ``(B, K)``: ``entry`` there less ``phi`` here, ``(B, K, k)``.
+    """What ``tokens`` ``(B, k)`` change after ``state`` ``(B, K)``: ``entry`` there less ``phi`` here.
 
     ``arc_entry`` ``(A + 1,)`` and ``root_entry`` ``(graphs, V)`` are ``entry`` behind the arcs and behind the root.
     Where a state has few arcs they are laid over the root's, which is faster than to look for each token.
