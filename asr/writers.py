@@ -91,6 +91,79 @@ class Vtt:
         return "\n".join(blocks)
 
 
+class Stm:
+    """NIST STM: file, channel 1, speaker, start, end, text; what sclite takes for a reference.
+
+    One segment a recording. Blanks in the id become ``_``: they split columns.
+    """
+
+    def render(self, transcript: Transcript) -> str:
+        """One line; DataError where the recording's length is not known."""
+        if not math.isfinite(transcript.duration_s):
+            raise _no_times(transcript, "stm")
+        name = "_".join(transcript.id.split())
+        return f"{name} 1 unknown 0.000 {transcript.duration_s:.3f} {transcript.text}".rstrip() + "\n"
+
+
+class TextGrid:
+    """Praat: an interval tier of words, and one of entities in their written form."""
+
+    def render(self, transcript: Transcript) -> str:
+        """The long text format, in which the intervals of a tier leave no gap; DataError without times."""
+        if transcript.text and not transcript.words:
+            raise _no_times(transcript, "textgrid")
+        words = list(_in_order(transcript.words))
+        ends = [transcript.duration_s, *(word.end_s for word in words[-1:])]
+        length_s = max((end for end in ends if math.isfinite(end)), default=0.0)
+        spans = [
+            (words[span.start].start_s, words[span.end - 1].end_s, span.written)
+            for span in transcript.entities
+        ]
+        tiers = {
+            "words": [(word.start_s, word.end_s, word.text) for word in words],
+            "entities": sorted(spans),
+        }
+        head = ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
+        head += ["xmin = 0", f"xmax = {length_s:.3f}", "tiers? <exists>", f"size = {len(tiers)}", "item []:"]
+        body = [
+            line
+            for number, (name, marks) in enumerate(tiers.items(), start=1)
+            for line in (f"    item [{number}]:", *_tier(name, marks, length_s))
+        ]
+        return "\n".join(head + body) + "\n"
+
+
+def _tier(name: str, marks: Sequence[tuple[float, float, str]], length_s: float) -> Iterator[str]:
+    """Lines of an interval tier."""
+    intervals, now = [], 0.0
+    held: list[
+        str
+    ] = []  # words that their neighbours leave no time, which Praat cannot show, go with the next
+    for start_s, end_s, text in marks:
+        held.append(text)
+        if end_s <= max(now, start_s):
+            continue
+        if start_s > now:
+            intervals.append((now, start_s, ""))
+        intervals.append((max(now, start_s), end_s, " ".join(held)))
+        now, held = end_s, []
+    if now < length_s:
+        intervals.append((now, length_s, " ".join(held)))
+    elif held and intervals:
+        intervals[-1] = (*intervals[-1][:2], " ".join([intervals[-1][2], *held]))
+    yield '        class = "IntervalTier"'
+    yield f'        name = "{name}"'
+    yield "        xmin = 0"
+    yield f"        xmax = {length_s:.3f}"
+    yield f"        intervals: size = {len(intervals)}"
+    for number, (start_s, end_s, text) in enumerate(intervals, start=1):
+        quoted = text.replace('"', '""')
+        yield f"        intervals [{number}]:"
+        yield f"            xmin = {start_s:.3f}"
+        yield f"            xmax = {end_s:.3f}"
+        yield f'            text = "{quoted}"'
+
+
 FORMATS: dict[str, Format] = {
     "txt": Txt(),
     "json": Json(),
@@ -98,6 +171,8 @@ FORMATS: dict[str, Format] = {
     "ctm": Ctm(),
     "srt": Srt(),
     "vtt": Vtt(),
+    "stm": Stm(),
+    "textgrid": TextGrid(),
 }
 
 
@@ -120,10 +195,10 @@ def write(transcript: Transcript, format: str, folder: Path) -> Path:
 
 
 def write_joined(transcripts: Iterable[Transcript], format: str, path: Path) -> Path:
-    """Write many transcripts into one file, of a format whose files can be joined: txt, jsonl or ctm."""
+    """Write many transcripts into one file, of a format whose files can be joined: txt, jsonl, ctm or stm."""
     kind = _format(format)
-    if not isinstance(kind, (Txt, Jsonl, Ctm)):
-        raise ConfigError(f"format {format!r} in one file", "txt, jsonl or ctm", "write one file each")
+    if not isinstance(kind, (Txt, Jsonl, Ctm, Stm)):
+        raise ConfigError(f"format {format!r} in one file", "txt, jsonl, ctm or stm", "write one file each")
     write_whole(path, "".join(kind.render(transcript) for transcript in transcripts))
     return path
 

@@ -114,7 +114,7 @@ Formats = Annotated[
         "--format",
         "-f",
         metavar="NAMES",
-        help="With --out any of txt,json,jsonl,ctm,srt,vtt; without it txt or json (JSON lines).",
+        help="With --out any of txt,json,jsonl,ctm,srt,vtt,stm,textgrid; without it txt or json (JSON lines).",
         rich_help_panel=_RESULTS,
     ),
 ]

@@ -51,7 +51,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_road_with_a_real_model(real: Path, tmp_path: Path) -> None:
     words = [real / "in", real / "gone.wav", "-m", real / "model", "-e", real / "names.yaml"]
-    result = transcribe(*words, "-o", tmp_path / "out", "-f", "txt,json,jsonl,ctm,srt,vtt")
+    result = transcribe(*words, "-o", tmp_path / "out", "-f", "txt,json,jsonl,ctm,srt,vtt,stm,textgrid")
     assert result.exit_code == 1, result.output
     assert "2 done, 0 skipped, 3 failed" in result.stderr
     assert result.stderr.count("asr: failed: ") == 3
@@ -59,7 +59,7 @@ def test_the_whole_road_with_a_real_model(real: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     seconds = {row["id"]: row.get("seconds") for row in rows}
     assert seconds == {"a": 1.0, "z": 1.0, "empty": None, "text": None, "gone": None}
-    assert len(list((tmp_path / "out").glob("[az].*"))) == 12
+    assert len(list((tmp_path / "out").glob("[az].*"))) == 16
     printed = transcribe(*words).stdout.splitlines()
     assert printed == [f"{row['id']}\t{row['text']}" for row in rows if "text" in row]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,57 @@ def test_subtitles_hold_all_words_in_cues_that_follow_one_another(words: list[Wo
         assert all(len(line) <= 42 for line in lines[1:])
         said += " ".join(lines[1:]).split()
     assert said == [w.text for w in words]
+
+
+def test_stm_and_textgrid_by_hand() -> None:
+    assert FORMATS["stm"].render(TRANSCRIPT) == "day_1/call 1 unknown 0.000 4.000 call ann <b>&\n"
+    lines = FORMATS["textgrid"].render(TRANSCRIPT).splitlines()
+    assert lines[:7] == [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        "xmax = 4.000",
+        "tiers? <exists>",
+        "size = 2",
+    ]
+    assert tiers_of("\n".join(lines)) == {
+        "words": [
+            (0.0, 0.04, ""),
+            (0.04, 0.4, "call"),
+            (0.4, 0.72, "ann"),
+            (0.72, 3.0, ""),
+            (3.0, 3.2, "<b>&"),
+            (3.2, 4.0, ""),
+        ],
+        "entities": [(0.0, 0.4, ""), (0.4, 0.72, "Ann Lee"), (0.72, 4.0, "")],
+    }
+    with pytest.raises(DataError, match="'u' has no times"):
+        FORMATS["textgrid"].render(Transcript("u", "hello", 2.5))
+    with pytest.raises(DataError, match="'u' has no times"):
+        FORMATS["stm"].render(Transcript("u", "hello", float("nan")))
+
+
+def tiers_of(content: str) -> dict[str, list[tuple[float, float, str]]]:
+    """The intervals of each tier, and whether there are as many as the file says."""
+    tiers = {}
+    for part in content.split("    item [")[1:]:
+        name = re.findall(r'name = "(.*)"', part)[0]
+        found = re.findall(r'xmin = (.*)\n +xmax = (.*)\n +text = "(.*)"', part)
+        assert int(re.findall(r"intervals: size = (\d+)", part)[0]) == len(found)
+        tiers[name] = [(float(start), float(end), text.replace('""', '"')) for start, end, text in found]
+    return tiers
+
+
+@given(word_lists)
+def test_intervals_of_a_textgrid_leave_no_gap_and_hold_all_words(words: list[Word]) -> None:
+    quoted = [replace(word, text=f'"{word.text}') for word in words]
+    intervals = tiers_of(FORMATS["textgrid"].render(transcript(quoted)))["words"]
+    assert intervals[0][0] == 0
+    assert intervals[-1][1] == 9000
+    assert all(start < end for start, end, _ in intervals)
+    assert all(one[1] == other[0] for one, other in pairwise(intervals))
+    assert " ".join(text for _, _, text in intervals).split() == [word.text for word in quoted]
 
 
 def test_words_that_overlap_keep_their_starts() -> None:
