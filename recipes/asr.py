@@ -35,7 +35,7 @@ def asr_recipe(config: RecipeConfig, workdir: Path, source: Path | None = None) 
     Raises:
         ConfigError: a setting that some stage could not use.
     """
-    corpus = find_corpus(config.corpus)
+    corpus = find_corpus(config.corpus).of(config.data)
     _check_corpus(corpus, config)
     _check_model(config, corpus)
     _check_systems(config)
@@ -173,7 +173,7 @@ def _check_corpus(corpus: Corpus, config: RecipeConfig) -> None:
             raise ConfigError(
                 f"system {system.name!r}: biasing {biasing!r} on corpus {corpus.name!r}, which has no entity lists",
                 "biasing none",
-                "leave it out, or choose another corpus",
+                f"leave it out, or {'set data.lists' if corpus.fits else 'choose another corpus'}",
             )
 
 

@@ -50,7 +50,7 @@ def _tune(system: SystemConfig, config: RecipeConfig, folder: Layout) -> dict[st
     recognizer = Recognizer.load(folder.model)
     start = merge(config.decoding.model_dump(mode="json"), system.decoding)
     references = references_of(folder, "dev")
-    lists = read_lists(find_corpus(config.corpus).lists, folder.data, "dev")
+    lists = read_lists(find_corpus(config.corpus).of(config.data).lists, folder.data, "dev")
     names, grids = list(system.tune), list(system.tune.values())
     tried: list[tuple[float, dict[str, Any]]] = []
     best: dict[str, Transcript] = {}
@@ -102,7 +102,7 @@ def decode(config: RecipeConfig, folder: Layout, split: str) -> None:
     from lm.classes import EntityCatalog
 
     recognizer = Recognizer.load(folder.model)
-    lists = read_lists(find_corpus(config.corpus).lists, folder.data, split)
+    lists = read_lists(find_corpus(config.corpus).of(config.data).lists, folder.data, split)
     if lists is not None:
         whole = lists if isinstance(lists, EntityCatalog) else EntityCatalog.empty().merge(*lists.values())
         say(f"    entity lists: {recognizer.report(whole).summary()}")
@@ -129,7 +129,7 @@ def emits_spans(config: RecipeConfig, system: SystemConfig) -> bool:
     from asr.families import knows_classes
     from asr.knowledge import resolve_biasing
 
-    if find_corpus(config.corpus).lists == "none":
+    if find_corpus(config.corpus).of(config.data).lists == "none":
         return False
     values = merge(config.decoding.model_dump(mode="json"), system.decoding)
     options = build_config(DecodingConfig, values, f"system {system.name!r}")
@@ -142,7 +142,7 @@ def score_systems(config: RecipeConfig, folder: Layout) -> None:
     from asr.scoring.score import compare, score
     from asr.writers import from_dict
 
-    corpus = find_corpus(config.corpus)
+    corpus = find_corpus(config.corpus).of(config.data)
     references = references_of(folder, "test")
     lists = read_lists(corpus.lists, folder.data, "test")
     systems, reports = {}, {}

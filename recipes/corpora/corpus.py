@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Corpus:
         lists: what kind of entity lists it has.
         synthetic: whether its speech is made by a machine, which reports say.
         version: raised when ``prepare`` makes something else from the same settings.
+        fits: classes and lists by its settings, for a corpus whose settings say them.
     """
 
     name: str
@@ -45,6 +46,14 @@ class Corpus:
     lists: Lists = "none"
     synthetic: bool = False
     version: int = 1
+    fits: Callable[[Any], tuple[tuple[str, ...], Lists]] | None = None
+
+    def of(self, values: dict[str, Any]) -> Corpus:
+        """The corpus with the classes and lists that ``data:`` of a configuration says it has."""
+        if self.fits is None:
+            return self
+        classes, lists = self.fits(self.settings(values))
+        return replace(self, classes=classes, lists=lists)
 
     def settings(self, values: dict[str, Any]) -> Config:
         """Its settings from ``data:`` of a configuration.

@@ -70,21 +70,32 @@ def by_speaker(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
     }
 
 
-def write_splits(splits: Mapping[str, Sequence[Utterance]], data: Path) -> None:
+def write_splits(splits: Mapping[str, Sequence[Utterance]], data: Path, shared: bool = False) -> None:
     """Write a folder for each split and say what is in it.
+
+    Args:
+        splits: their utterances.
+        data: where the folders go.
+        shared: whether a speaker may be in two splits, which is said.
 
     Raises:
         DataError: a speaker is in two splits.
     """
     owner: dict[str, str] = {}
     for name, utterances in splits.items():
-        for speaker in {u.speaker for u in utterances}:
-            if owner.setdefault(speaker, name) != name:
-                raise DataError(
-                    f"{speaker} speaks in {owner[speaker]} and in {name}",
-                    "speakers of their own in each split",
-                    "restore the corpus, or choose other parts",
-                )
+        both = sorted(s for s in {u.speaker for u in utterances} if owner.setdefault(s, name) != name)
+        if both and shared:
+            say(
+                f"    {len(both)} speakers of {name} speak in {owner[both[0]]} too, such as {both[0]}",
+                "yellow",
+            )
+        elif both:
+            speaker = both[0]
+            raise DataError(
+                f"{speaker} speaks in {owner[speaker]} and in {name}",
+                "speakers of their own in each split",
+                "restore the corpus, or choose other parts",
+            )
     for name, utterances in splits.items():
         write_data_dir(utterances, data / name)
         words = sum(len(u.text.split()) for u in utterances)

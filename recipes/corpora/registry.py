@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from lm.errors import ConfigError
-from recipes.corpora import an4, contacts, kathleen, librispeech, mini_librispeech, speechocean762
+from recipes.corpora import an4, contacts, kathleen, librispeech, mini_librispeech, own, speechocean762
 from recipes.corpora.corpus import Corpus
 
 CORPORA: dict[str, Corpus] = {
@@ -17,6 +17,7 @@ CORPORA: dict[str, Corpus] = {
         speechocean762.CORPUS,
         kathleen.CORPUS,
         librispeech.CORPUS,
+        own.CORPUS,
     )
 }
 
