@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -13,7 +14,7 @@ ARCS = 4
 """Arcs for each token asked for, up to which they are laid out."""
 
 
-@njit(cache=True)
+@compiled
 def step(
     state: Longs,
     tokens: Longs,
@@ -32,7 +33,7 @@ def step(
             after[n, i] = _next(state[n], tokens[n, i], keys, targets, begin, root, graph, hub, hops)
 
 
-@njit(cache=True)
+@compiled
 def score(
     state: Longs,
     tokens: Longs,
@@ -85,7 +86,7 @@ def score(
                     row[keys[arc] - first] = fresh[keys[arc] - first]
 
 
-@njit(cache=True)
+@compiled
 def _twin(state: Longs, k: int) -> int:
     """The first of a beam's hypotheses that is in the state of the ``k``-th; many are in one."""
     same = 0
@@ -94,7 +95,7 @@ def _twin(state: Longs, k: int) -> int:
     return same
 
 
-@njit(cache=True)
+@compiled
 def _hubs(at: int, begin: Longs, hub: Longs, chain: Longs) -> tuple[int, int]:
     """Writes a state and its hubs; how many they are, and how many arcs they have."""
     arcs = 0
@@ -107,7 +108,7 @@ def _hubs(at: int, begin: Longs, hub: Longs, chain: Longs) -> tuple[int, int]:
     return length + 1, arcs
 
 
-@njit(cache=True)
+@compiled
 def _next(
     at: int,
     token: int,

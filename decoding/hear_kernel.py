@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from decoding.kernel_types import Bools, Floats, Longs
+from lm.machine_code import compiled
 
 
-@njit(cache=True)
+@compiled
 def next_frames(at: Longs, lengths: Longs, loud: Longs, most: int, ahead: int) -> tuple[Longs, Bools]:
     """The next frames of each utterance.
 
@@ -43,7 +43,7 @@ def next_frames(at: Longs, lengths: Longs, loud: Longs, most: int, ahead: int) -
     return frames, inside
 
 
-@njit(cache=True)
+@compiled
 def live_states(score: Floats, model: Longs) -> Longs:
     """``model`` ``(B, K)`` with the first in the places of hypotheses that are no more."""
     states = np.empty(model.shape, np.int64)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -93,7 +94,7 @@ class Pool(NamedTuple):
     gain: Floats
 
 
-@njit(cache=True)
+@compiled
 def add(one: Real, other: Real) -> Real:
     """log(exp(one) + exp(other)) in float32."""
     if other > one:

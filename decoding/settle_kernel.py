@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from decoding.beam import HISTORY_HASH, MIX_HASH, MODEL, NODE, PATH, SURFACE, SURFACE_HASH
 from decoding.class_status import EXITED
 from decoding.kernel_types import WAIT, Floats, Found, Heard, Lists, Longs, Pool, Real, Settings, add
 from decoding.trace import BLANK
+from lm.machine_code import compiled
 
 
-@njit(cache=True)
+@compiled
 def settle(
     settings: Settings,
     lists: Lists,
@@ -70,7 +70,7 @@ def settle(
     return live
 
 
-@njit(cache=True)
+@compiled
 def _extended(
     settings: Settings, lists: Lists, tokens: Longs, old: Longs, pool: Pool, m: int
 ) -> tuple[int, int, int]:
@@ -89,7 +89,7 @@ def _extended(
     return surface, path, node
 
 
-@njit(cache=True)
+@compiled
 def _model(state: int, place: int, passed: bool, stopped: bool) -> int:
     """State of a model that repeats labels: odd behind a label, even behind a blank; which label comes later."""
     if place >= 0:
@@ -99,7 +99,7 @@ def _model(state: int, place: int, passed: bool, stopped: bool) -> int:
     return state
 
 
-@njit(cache=True)
+@compiled
 def _order(total: Floats) -> Longs:
     """Places in descending order; what is in order but for a few is sorted in one go."""
     order = np.arange(len(total))
@@ -112,7 +112,7 @@ def _order(total: Floats) -> Longs:
     return order
 
 
-@njit(cache=True)
+@compiled
 def _count(values: Longs, value: int) -> int:
     number = 0
     for one in values:
@@ -120,7 +120,7 @@ def _count(values: Longs, value: int) -> int:
     return number
 
 
-@njit(cache=True)
+@compiled
 def _write(
     heard: Heard,
     b: int,

@@ -10,7 +10,6 @@ Nothing here is called but through `decoding.fast_step`, which also says what th
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from decoding.beam import HISTORY, NODE
 from decoding.class_status import EXITED, NORMAL
@@ -28,9 +27,10 @@ from decoding.kernel_types import (
     add,
 )
 from decoding.settle_kernel import settle
+from lm.machine_code import compiled
 
 
-@njit(cache=True)
+@compiled
 def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: Longs, found: Found) -> None:
     """Pass quiet frames, and extend the hypotheses of every utterance at its first frame that is not quiet."""
     classed = lists.offset.shape[0] > 0
@@ -79,7 +79,7 @@ def step(settings: Settings, lists: Lists, heard: Heard, score: Floats, state: L
         )
 
 
-@njit(cache=True)
+@compiled
 def _measure(score: Floats, state: Longs) -> Real:
     """Score of the best hypothesis outside entities; of the best of all where there is none."""
     best, outside = score.max(), np.float32(-np.inf)
@@ -89,7 +89,7 @@ def _measure(score: Floats, state: Longs) -> Real:
     return outside if outside > -np.inf else best
 
 
-@njit(cache=True)
+@compiled
 def _look(lists: Lists, b: int, state: Longs, tags: Floats, total: Floats, num_tokens: int) -> None:
     """log P(@c | w) of every hypothesis, and what normalises its surface tokens."""
     for k in range(len(state)):
@@ -103,7 +103,7 @@ def _look(lists: Lists, b: int, state: Longs, tags: Floats, total: Floats, num_t
             tags[k, c] -= sum_
 
 
-@njit(cache=True)
+@compiled
 def _word_mass(lists: Lists, row: int, num_tokens: int) -> Real:
     """log P(a token that starts a word) after a context, computed when it is first asked for."""
     if np.isnan(lists.word_mass[row]):
@@ -120,7 +120,7 @@ def _word_mass(lists: Lists, row: int, num_tokens: int) -> Real:
     return mass
 
 
-@njit(cache=True)
+@compiled
 def _normal(
     settings: Settings, lists: Lists, heard: Heard, b: int, at: int, state: Longs, total: Floats, lm: Floats
 ) -> None:
@@ -142,7 +142,7 @@ def _normal(
                 lm[k, i] = settings.lm_scale * (lists.logits[row, token] - total[k])
 
 
-@njit(cache=True)
+@compiled
 def _stops(
     settings: Settings,
     lists: Lists,
@@ -184,7 +184,7 @@ def _stops(
     return False
 
 
-@njit(cache=True)
+@compiled
 def _repeats(heard: Heard, b: int, at: int, floor: Real, before: Floats) -> bool:
     """Whether saying the last label once more might come to ``floor`` at a frame."""
     if heard.repeat.shape[0] == 0:
@@ -195,7 +195,7 @@ def _repeats(heard: Heard, b: int, at: int, floor: Real, before: Floats) -> bool
     return bool(best >= floor)
 
 
-@njit(cache=True)
+@compiled
 def _new_pool(size: int) -> Pool:
     return Pool(
         np.zeros(1, np.int64),
@@ -209,7 +209,7 @@ def _new_pool(size: int) -> Pool:
     )
 
 
-@njit(cache=True)
+@compiled
 def _insert(
     pool: Pool, start: Real, parent: int, place: int, node: int, ended: bool, lm: Real, gain: Real
 ) -> None:
@@ -233,7 +233,7 @@ def _insert(
     pool.size[0] = size
 
 
-@njit(cache=True)
+@compiled
 def _extensions(
     settings: Settings,
     lists: Lists,
@@ -288,7 +288,7 @@ def _extensions(
             _insert(outside, start, k, i, child, True, part, label[i] + part)
 
 
-@njit(cache=True)
+@compiled
 def _arc(keys: Longs, key: int) -> int:
     """Place of ``key`` among the rising ``keys``, -1 where it is not one of them."""
     low, high = 0, len(keys)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lm.machine_code import compiled
 
-@njit(cache=True)
+
+@compiled
 def select(scores: NDArray[np.float32], values: NDArray[np.float32], places: NDArray[np.int64]) -> None:
     """The first ``values.shape[1]`` numbers of each row in descending order, and where they stand."""
     size = values.shape[1]

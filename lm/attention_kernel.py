@@ -11,15 +11,16 @@ import math
 from typing import TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled, compiled_fast
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 Real: TypeAlias = float | np.float32
 
 
-@njit(cache=True)
+@compiled
 def attend(
     query_key_value: Floats,
     cos: Floats,
@@ -68,7 +69,7 @@ def attend(
                 _add_scaled(out[m, h], keys_values[path[p], 1, h], weight[h, p])
 
 
-@njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled_fast
 def _dot(one: Floats, other: Floats) -> Real:
     total = np.float32(0.0)
     for i in range(len(one)):
@@ -76,13 +77,13 @@ def _dot(one: Floats, other: Floats) -> Real:
     return total
 
 
-@njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled_fast
 def _add_scaled(to: Floats, what: Floats, share: Real) -> None:
     for i in range(len(to)):
         to[i] += share * what[i]
 
 
-@njit(cache=True)
+@compiled
 def _softmax(scores: Floats) -> None:
     top = scores.max()
     total = np.float32(0.0)
@@ -93,7 +94,7 @@ def _softmax(scores: Floats) -> None:
         scores[p] /= total
 
 
-@njit(cache=True)
+@compiled
 def _rotate(x: Floats, cos: Floats, sin: Floats) -> None:
     """`lm.rotary.rotate` in place, for each head of ``x`` ``(heads, d)``."""
     half = len(cos)

@@ -10,8 +10,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -29,7 +30,7 @@ class Tables(NamedTuple):
     first: Longs
 
 
-@njit(cache=True)
+@compiled
 def advance(
     tables: Tables,
     width: int,
@@ -73,7 +74,7 @@ def advance(
     return count
 
 
-@njit(cache=True)
+@compiled
 def _next_state(tables: Tables, width: int, state: int, word: int) -> int:
     """State behind ``word``; 0 for a word without a unigram."""
     while True:
@@ -92,7 +93,7 @@ def _next_state(tables: Tables, width: int, state: int, word: int) -> int:
         state = int(tables.backoff[state])
 
 
-@njit(cache=True)
+@compiled
 def rows(
     tables: Tables, width: int, tokens: int, ends: bool, states: Longs, table: Floats, end: Floats
 ) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
 
-@njit(cache=True)
+@compiled
 def score(
     logp: Floats,
     evidence: Floats,

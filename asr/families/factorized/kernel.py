@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled_fast
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
 
-@njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled_fast
 def expectations(expected: Floats, contexts: Longs, heard: Floats, frames: Longs, out: Floats) -> None:
     """``out[b, k, f] = expected[contexts[b, k]] · heard[b, frames[b, f]]``, without gathering either.
 

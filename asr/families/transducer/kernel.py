@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lm.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
 
-@njit(cache=True)
+@compiled
 def distinct(
     state: Longs, frames: Longs, history: Longs, first: Longs, pairs: Longs, place: Longs
 ) -> tuple[int, int]:
@@ -48,7 +49,7 @@ def distinct(
     return histories, count
 
 
-@njit(cache=True)
+@compiled
 def join(rows: Floats, pairs: Longs, first: Longs, frame: Floats, joined: Floats) -> None:
     """What enters the joint network: ``W_e h + W_p g`` ``(pairs, J)``, written to ``joined``.
 
@@ -65,7 +66,7 @@ def join(rows: Floats, pairs: Longs, first: Longs, frame: Floats, joined: Floats
             joined[p, j] = heard[j] + said[j]
 
 
-@njit(cache=True)
+@compiled
 def look_up(state: Longs, table: Floats, rows: Floats) -> None:
     """Sum the rows of the last tokens of each of ``state`` ``(M,)`` into ``rows`` ``(M, W)``.
 
@@ -82,7 +83,7 @@ def look_up(state: Longs, table: Floats, rows: Floats) -> None:
                 rows[m, j] += table[c, token, j]
 
 
-@njit(cache=True)
+@compiled
 def spread(
     logits: Floats, total: Floats, tokens: Longs, frames: Longs, place: Longs, blank: Floats, label: Floats
 ) -> None:
