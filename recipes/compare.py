@@ -69,7 +69,8 @@ def compare(
         raise ConfigError(f"--only {unknown[0]}", f"one of {', '.join(chosen.experiments)}", "correct it")
     place = workdir or Path("exp") / f"{name}-{config.stem}"
     kept = results or config.parent.parent / "results" / config.stem
-    made = Comparison(chosen, place, kept, corpus or usual_place(name))
+    nowhere = Path() if table else None  # a table of what is there needs no recordings
+    made = Comparison(chosen, place, kept, corpus or usual_place(name) or nowhere)
     if not table:
         made.run(names, dry_run)
     if not dry_run:

@@ -121,11 +121,14 @@ def test_mistakes_are_told_before_anything_runs(source: Path, tmp_path: Path) ->
     assert not (tmp_path / "work").exists()
 
 
-def test_the_command_prints_the_table_of_what_is_there(source: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_table_of_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VOCATIVE_CORPORA", raising=False)
     file = tmp_path / "conf" / "all.yaml"
     file.parent.mkdir()
     file.write_text(yaml.safe_dump(VALUES))
-    code, shown, _ = call("compare", str(file), "--corpus", str(source), "--table")
+    code, shown, _ = call("compare", str(file), "--table")  # no recordings are needed for it
     assert code == 0
     assert shown.startswith("| system | parameters | WER %")
     assert len(shown.splitlines()) == 2
