@@ -130,6 +130,8 @@ def _encode(
         summary = encode_text(each, recognizer.tokenizer, place / "tokens" / name)
         say(f"{name}: {describe_text(summary, recognizer.tokenizer)}")
         found[name] = TokenText(place / "tokens" / name)
+    if recognizer.tokenizer.classes and not found["text"].summary.entities:
+        say(f"warning: {text.name} has no class tags: from it the model learns that names of classes are rare")
     return found
 
 

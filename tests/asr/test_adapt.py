@@ -216,3 +216,14 @@ def test_what_cannot_be_used_is_said_in_one_line(model: Path, text: Path, tmp_pa
         assert result.stderr.splitlines()[-1].startswith("asr: error: ")
     assert adapt(text, "--model", model, "--out", model).exit_code == 2
     assert adapt(tmp_path / "none.txt", "--model", model, "--out", tmp_path / "new").exit_code == 2
+
+
+def test_a_text_without_tags_is_named_where_the_model_knows_classes(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("turn the light off\ncall me a taxi now\n" * 20)
+    for given, warned in ((plain, True), (text, False)):
+        result = adapt(given, "--model", model, "--out", tmp_path / given.stem, "--epochs", 1)
+        assert result.exit_code == 0, result.output
+        assert (f"warning: {given.name} has no class tags" in result.stderr) == warned
