@@ -131,7 +131,9 @@ def _encode(
         say(f"{name}: {describe_text(summary, recognizer.tokenizer)}")
         found[name] = TokenText(place / "tokens" / name)
     if recognizer.tokenizer.classes and not found["text"].summary.entities:
-        say(f"warning: {text.name} has no class tags: from it the model learns that names of classes are rare")
+        say(
+            f"warning: {text.name} has no class tags: from it the model learns that names of classes are rare"
+        )
     return found
 
 
