@@ -43,14 +43,6 @@ class Scorer(Protocol):
         ...
 
 
-class BeamScorer(Scorer, Protocol):
-    """A scorer that takes the tokens of an utterance once for all its hypotheses."""
-
-    def score_beams(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """``score`` ``(B, K, k)`` of ``tokens`` ``(B, k)`` after each ``state`` ``(B, K)``."""
-        ...
-
-
 def weighted_parts(scorers: Sequence[Scorer], state: Tensor, tokens: Tensor) -> Tensor:
     """Weighted parts ``(B, K, F, k, S)`` of scorers on ``tokens`` ``(B, F, k)``, after ``Beam.state``."""
     shape = (*state.shape[:2], *tokens.shape[1:])
@@ -61,7 +53,10 @@ def weighted_parts(scorers: Sequence[Scorer], state: Tensor, tokens: Tensor) -> 
 
 
 def _scores(scorer: Scorer, state: Tensor, tokens: Tensor) -> Tensor:
-    """Scores of ``tokens`` ``(B, k)`` after each ``state`` ``(B, K)``."""
+    """Scores ``(B, K, k)`` of ``tokens`` ``(B, k)`` after each ``state`` ``(B, K)``.
+
+    A scorer with a ``score_beams`` of these shapes takes the tokens of an utterance once for all its hypotheses.
+    """
     together: Callable[[Tensor, Tensor], Tensor] | None = getattr(scorer, "score_beams", None)
     if together is not None:
         return together(state, tokens)

@@ -156,17 +156,14 @@ def transcribe(
 ) -> int:
     """Turn recordings into text, with lists of names if you have them.
 
-    Without --out, prints a line a recording, in the order given: its id, a tab, its text.
-
-    With --out, a call that was stopped in any way goes on when it is run again.
+    Without --out, prints a line a recording, in the order given: its id, a tab, its text. With --out, a call that
+    was stopped in any way goes on when it is run again.
 
     Examples:
 
     \b
-      asr transcribe call.wav --model exp/model
       asr transcribe call.wav --model exp/model --entities contacts.yaml
       asr transcribe calls/ "more/**/*.flac" -m exp/model -o results -f txt,json,ctm
-      asr transcribe test/wav.scp --model exp/model --beam 16 --out results
       asr transcribe call.wav -m exp/model --lm domain.arpa --lm-weight 0.4
       asr transcribe call.wav -m exp/model --rescore-lm words.arpa --set rescoring.unit=word
       asr transcribe call.wav -m exp/model --set class_bonus=2 --set fusion.how=mix
@@ -179,8 +176,7 @@ def transcribe(
       contact:
         - Maja Novak
         - text: Siobhan Byrne
-          spoken:
-            - shivawn burn
+          spoken: ['shivawn burn']
           id: c17
           weight: 2
 

@@ -15,6 +15,7 @@ import soundfile
 import torch
 import yaml
 from numpy.typing import NDArray
+from tiny_models import SHAPES, sound
 
 import asr.knowledge
 import asr.recognizer
@@ -31,11 +32,7 @@ from lm.errors import AudioError, BundleError, EntityListError, VocativeError
 from lm.tokenizer import Tokenizer
 
 Samples = NDArray[np.float32]
-TINY = {
-    "encoder": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
-    "predictor": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32},
-    "blank_width": 8,
-}
+TINY = SHAPES["factorized"]
 LISTS: dict[str, list[Any]] = {
     "contact": [
         *("Maja Novak", "Jim", "Zoe", "Li", "Wu"),
@@ -45,18 +42,6 @@ LISTS: dict[str, list[Any]] = {
     "city": ["Ulm", "Bonn", "Rio"],
 }
 OTHER: dict[str, list[Any]] = {"city": ["Jena", "Kiel", "Graz", "Yverdon"]}
-
-
-def sound(seconds: float, seed: int) -> Samples:
-    """Noisy tones, a new one each 0.1 s, so that every frame is heard as something else."""
-    random = np.random.default_rng(seed)
-    time_s = np.arange(1600) / 16000
-    parts = [
-        np.sin(2 * np.pi * random.uniform(100, 4000) * time_s) * random.uniform(0.05, 0.5)
-        + random.standard_normal(1600) * 10 ** random.uniform(-4, -1)
-        for _ in range(round(seconds * 10))
-    ]
-    return (np.concatenate(parts) / 2).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -474,7 +459,7 @@ def resave(model: Path, folder: Path, config: dict[str, Any], without: str = "")
     [
         ({"model": {**TINY, "blank_witdh": 8}}, "did you mean 'blank_width'"),
         ({"model": {**TINY, "blank_width": 9}}, "checkpoint of another model"),
-        ({"model": {**TINY, "encoder": {**TINY["encoder"], "layers": 2}}}, "missing"),  # type: ignore[dict-item]
+        ({"model": {**TINY, "encoder": {**TINY["encoder"], "layers": 2}}}, "missing"),
         ({"decoding": {"lm_scale": -1}}, "decoding: lm_scale = -1"),
         ({"features": {"num_bins": 40}}, "features.num_bins = 40"),
         ({"features": {"num_bin": 80}}, "did you mean 'num_bins'"),

@@ -56,6 +56,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def sound(seconds: float, seed: int) -> NDArray[np.float32]:
+    """Noisy tones, a new one each 0.1 s, so that every frame is heard as something else."""
     random = np.random.default_rng(seed)
     time_s = np.arange(1600) / 16000
     parts = [

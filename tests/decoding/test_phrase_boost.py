@@ -225,3 +225,26 @@ def test_compiled_steps_are_steps_in_tensors(lists: list[list[list[int]]], spoke
         after = fast.advance(state, tokens)
         assert torch.equal(after, slow.advance(state, tokens))
         state = after
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 39), min_size=4, max_size=4), min_size=2, max_size=2), st.integers(1, 40)
+)
+@settings(max_examples=30, deadline=None)
+def test_a_beam_asks_at_once_what_its_hypotheses_ask_alone(spoken: list[list[int]], count: int) -> None:
+    # States with few arcs and many, below hubs with more arcs than are inherited; few tokens asked for and all.
+    pairs = [BoostGraph.build([((i, j), 1.0 + j) for i in range(2) for j in range(40)], 40)]
+    pairs.append(
+        BoostGraph.build([((5, 1, j), 1.0) for j in range(40)] + [((1, j), 2.0) for j in range(40)], 40)
+    )
+    fast, slow = (PhraseBoost(pairs, 1.0, reference=reference) for reference in (False, True))
+    assert fast._hops > 0
+    states = [fast.start(2)]
+    for tokens in torch.tensor(spoken).T:
+        states.append(fast.advance(states[-1], tokens))
+    states.append(fast.advance(fast.advance(fast.start(2), torch.tensor([1, 5])), torch.tensor([1, 1])))
+    beams = torch.stack([*states, states[0]], dim=1)
+    asked = torch.stack([torch.arange(40).roll(place)[:count] for place in spoken[0][:2]])
+    found = fast.score_beams(beams, asked)
+    assert torch.equal(found, slow.score_beams(beams, asked))
+    assert all(torch.equal(found[:, k], fast.score(beams[:, k], asked)) for k in range(beams.shape[1]))
