@@ -16,7 +16,6 @@ from typing import Any
 
 from lm.errors import ConfigError, DataError, VocativeError
 from recipes.console import say
-from recipes.fingerprint import ContentHasher
 from recipes.stage import Records, Stage, describe, label
 from recipes.workdir import locked
 
@@ -106,7 +105,7 @@ class Recipe:
 
     def _run(self, first: int, last: int, force: bool) -> None:
         records = Records(self.workdir)
-        hasher = ContentHasher(records.folder / "hashes.json")
+        hasher = records.hasher
         begun = time.monotonic()
         ran = 0
         for number in range(first, last + 1):
@@ -159,7 +158,7 @@ class Recipe:
     def _plan(self, first: int, last: int, force: bool) -> None:
         """Print the plan. What a stage that would run leaves behind is not known yet, and said so."""
         records = Records(self.workdir)
-        hasher = ContentHasher(records.folder / "hashes.json")
+        hasher = records.hasher
         pending: list[int] = []
         for number in range(first, last + 1):
             stage = self.stages[number]

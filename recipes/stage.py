@@ -65,8 +65,9 @@ def label(path: Path, workdir: Path) -> str:
 class Records:
     """The small files ``<workdir>/.stages/<name>.json`` that say what was finished, and from what."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, hasher: ContentHasher | None = None) -> None:
         self.folder = workdir / ".stages"
+        self.hasher = hasher if hasher is not None else ContentHasher(self.folder / "hashes.json")
         self._workdir = workdir
 
     def path(self, stage: Stage) -> Path:
@@ -82,11 +83,12 @@ class Records:
         record = {
             **description,
             "fingerprint": fingerprint(description),
-            "outputs": {label(path, self._workdir): signature(path) for path in stage.outputs},
+            "outputs": {label(path, self._workdir): self._made(path) for path in stage.outputs},
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(self.path(stage), record)
+        self.hasher.save()
 
     def reasons(self, stage: Stage, description: Mapping[str, Any]) -> list[str]:
         """Why the stage must run, in words; empty if everything is as it was when it finished."""
@@ -99,17 +101,24 @@ class Records:
         if record.get("fingerprint") != fingerprint(description):
             reasons = _differences(record, description) or ["its fingerprint changed"]
         for path in stage.outputs:
-            reasons += _output_reason(path, label(path, self._workdir), record["outputs"])
+            reasons += self._output_reason(path, label(path, self._workdir), record["outputs"])
         return reasons
 
+    def _made(self, path: Path) -> list[str]:
+        return [signature(path), self.hasher.hash(path)]
 
-def _output_reason(path: Path, name: str, recorded: Mapping[str, str]) -> list[str]:
-    if name not in recorded:
-        return [f"output {name} is new"]
-    now = signature(path)
-    if now == recorded[name]:
-        return []
-    return [f"output {name} is missing" if now == "missing" else f"output {name} was changed"]
+    def _output_reason(self, path: Path, name: str, recorded: Mapping[str, list[str] | str]) -> list[str]:
+        """An output is unchanged if its times are, or, where a copy or a checkout changed them, its bytes."""
+        if name not in recorded:
+            return [f"output {name} is new"]
+        before = recorded[name]
+        seen, content = before if isinstance(before, list) else (before, None)  # text: before 2026-11-27
+        now = signature(path)
+        if now == seen:
+            return []
+        if now == "missing":
+            return [f"output {name} is missing"]
+        return [] if self.hasher.hash(path) == content else [f"output {name} was changed"]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,31 @@ def test_each_reason_is_named(tmp_path: Path) -> None:
     assert reasons(records, stage, tmp_path) == ["output out.txt was changed"]
     stage.outputs[0].unlink()
     assert reasons(records, stage, tmp_path) == ["output out.txt is missing"]
+
+
+def test_a_copied_workdir_is_unchanged(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    finished(make_stage(old), old)
+    shutil.copytree(old, new, copy_function=shutil.copyfile)
+    os.utime(new / "out.txt", (1, 1))
+    copied = Stage(
+        "one", "", (new / "in.txt",), (new / "out.txt",), {"rate": 1, "net": {"width": 8}}, nothing
+    )
+    assert reasons(Records(new), copied, new) == []
+    (new / "out.txt").write_text("new")
+    assert reasons(Records(new), copied, new) == ["output out.txt was changed"]
+
+
+def test_a_record_of_times_alone_is_still_read(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    records = finished(stage, tmp_path)
+    record = read_json(records.path(stage))
+    assert record is not None
+    write_json(records.path(stage), {**record, "outputs": {"out.txt": record["outputs"]["out.txt"][0]}})
+    assert reasons(records, stage, tmp_path) == []
+    os.utime(stage.outputs[0], (1, 1))
+    assert reasons(records, stage, tmp_path) == ["output out.txt was changed"]
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"params": {}, "inputs": {}}', "\x00"])
