@@ -203,18 +203,25 @@ class Recognizer:
         self,
         paths: Sequence[Path],
         *,
-        entities: EntityCatalog | None = None,
+        entities: EntityCatalog | Mapping[Path, EntityCatalog] | None = None,
         contexts: Mapping[Path, UtteranceContext] | None = None,
         batch_s: float = 60.0,
         options: DecodingConfig | None = None,
     ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
         """Transcribe many recordings, each given back in order as soon as its batch is done.
 
-        What is wrong with one recording is given back in its place; the others go on. Of recordings that are not
-        in ``contexts`` nothing is known.
+        What is wrong with one recording, or with a list of its own, is given back in its place; the others go on.
+        Recordings that are not in ``entities`` or ``contexts`` have no list, and nothing is known of them.
+
+        Raises:
+            EntityListError: the one list for all cannot be used.
         """
         surroundings = [contexts.get(path) for path in paths] if contexts else [None] * len(paths)
-        catalogs = [entities] * len(paths)
+        if isinstance(entities, Mapping):
+            catalogs = [entities.get(path) for path in paths]
+        else:
+            self._knowledge.lists(entities, options or self.decoding)
+            catalogs = [entities] * len(paths)
         for index, result in self._run(list(paths), catalogs, surroundings, 16000, options, batch_s):
             yield paths[index], result
 
@@ -234,13 +241,13 @@ class Recognizer:
             AudioError, EntityListError: what is wrong with a recording or a list, in one line.
         """
         options = options or self.decoding
-        lists = self._knowledge.lists(self.catalog(entities), options)
+        catalog = self.catalog(entities)
         self._knowledge.check([context], options)
         found = []
         for index, item in enumerate(audio):
             recording = _Recording(Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}")
             held = list[Lattice | None]()
-            for piece in self._segments(index, item, self.features.sample_rate, options, lists, context):
+            for piece in self._segments(index, item, self.features.sample_rate, options, catalog, context):
                 if isinstance(piece, VocativeError):
                     raise piece
                 (nbest,), lattices = self._decode([piece], options, lattices=True)
@@ -285,14 +292,14 @@ class Recognizer:
     ) -> Iterator[tuple[int, Transcript | VocativeError]]:
         """Results in order, each as soon as it is known; no more than a batch of features is held."""
         options = options or self.decoding
-        lists = [self._knowledge.lists(catalog, options) for catalog in catalogs]
         self._knowledge.check(surroundings, options)
         open_: dict[int, _Recording] = {}
         waiting: list[_Segment] = []
         for index, item in enumerate(items):
             name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}"
             recording = open_[index] = _Recording(name)
-            for piece in self._segments(index, item, sample_rate, options, lists[index], surroundings[index]):
+            known = catalogs[index], surroundings[index]
+            for piece in self._segments(index, item, sample_rate, options, *known):
                 if isinstance(piece, VocativeError):
                     recording.error, recording.found = piece, {}
                     waiting = [segment for segment in waiting if segment.owner != index]
@@ -315,12 +322,13 @@ class Recognizer:
         item: Any,
         sample_rate: int,
         options: DecodingConfig,
-        lists: Lists | None,
+        catalog: EntityCatalog | None,
         context: UtteranceContext | None,
     ) -> Iterator[_Segment | VocativeError]:
-        """The pieces of a recording; what is wrong with it ends them."""
+        """The pieces of a recording; what is wrong with it or its lists ends them."""
         rate = self.features.sample_rate
         try:
+            lists = self._knowledge.lists(catalog, options)
             if isinstance(item, (str, Path)):
                 pieces = read_segments(Path(item), options.segment_s, rate)
             else:

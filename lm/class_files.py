@@ -103,6 +103,9 @@ def _read_jsonl(path: Path, text: str, class_name: str | None) -> Iterator[Row]:
             values = json.loads(row)
         except json.JSONDecodeError as error:
             raise EntityListError(f"{path}:{line}: {error.msg}", "one JSON value a line", "mend it") from None
+        if isinstance(values, dict) and "entities" in values:
+            problem = f"{path}:{line}: a list that is only for {values.get('id')!r}"
+            raise EntityListError(problem, "one list for all", "give it to asr transcribe, tune or score")
         own = values.pop("class", None) if isinstance(values, dict) else None
         name = _choose_class(path, line, own, class_name)
         yield name, entry_of(values, f"{path}:{line}")

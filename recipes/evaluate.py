@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -178,27 +178,15 @@ def _transcribe(
     torch.set_num_threads(1)
     paths = audio_of(folder, split)
     names = list(paths)
-    if isinstance(lists, dict):
-        results = _each_with_its_own(recognizer, paths, lists, options)
-    else:
-        many = recognizer.transcribe_many(list(paths.values()), entities=lists, options=options)
-        results = (result for _, result in many)
+    own = {paths[name]: lists[name] for name in names} if isinstance(lists, dict) else lists
+    many = recognizer.transcribe_many(list(paths.values()), entities=own, options=options)
+    results = (result for _, result in many)
     with progress(f"    {title or split}", len(names)) as shown:
         for number, (name, result) in enumerate(zip(names, results, strict=True), start=1):
             if isinstance(result, VocativeError):
                 raise result
             shown(number)
             yield name, _named(result, name)
-
-
-def _each_with_its_own(
-    recognizer: Any, paths: dict[str, Path], lists: dict[str, Any], options: DecodingConfig
-) -> Iterator[Transcript]:
-    """Transcripts of recordings that each have their own entity lists."""
-    for first in range(0, len(paths), 16):
-        names = list(paths)[first : first + 16]
-        audio = [paths[name] for name in names]
-        yield from recognizer.transcribe(audio, entities=[lists[name] for name in names], options=options)
 
 
 def _named(result: Transcript, name: str) -> Transcript:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asr.cli.console import say
 from lm.errors import ConfigError, DataError
@@ -12,6 +12,8 @@ from lm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from asr.recordings import Recording
     from lm.utterance_context import UtteranceContext
+
+T = TypeVar("T")
 
 
 def contexts_of(path: Path, recordings: Sequence[Recording]) -> dict[Path, UtteranceContext]:
@@ -22,24 +24,34 @@ def contexts_of(path: Path, recordings: Sequence[Recording]) -> dict[Path, Utter
     """
     from lm.utterance_context import read_contexts
 
-    found = read_contexts(path)
+    return by_path(read_contexts(path), recordings, path, "contexts")
+
+
+def by_path(
+    found: Mapping[str, T], recordings: Sequence[Recording], source: Path, what: str
+) -> dict[Path, T]:
+    """What a file says of recordings by id, by their paths; says how many it leaves out.
+
+    Raises:
+        DataError: it says something of none of them, or two things of one file.
+    """
     known = [recording for recording in recordings if recording.id in found]
     if recordings and not known:
         raise DataError(
-            f"{path} has contexts of {next(iter(found))!r} …, none of {recordings[0].id!r} …",
+            f"{source} has {what} of {next(iter(found))!r} …, none of {recordings[0].id!r} …",
             "those of the recordings, by id",
             "correct the ids: that of a file is its name without its ending",
         )
-    contexts = {recording.path: found[recording.id] for recording in known}
+    said = {recording.path: found[recording.id] for recording in known}
     for recording in recordings:
-        if found.get(recording.id, {}) != contexts.get(recording.path, {}):
+        if found.get(recording.id) != said.get(recording.path):
             raise DataError(
-                f"{recording.path} under several ids with contexts of their own", "one context of a file",
-                "transcribe it once with each context",
+                f"{recording.path} under several ids with {what} of their own", f"the same {what} for one file",
+                f"transcribe it once with each of its {what}",
             )  # fmt: skip
     if len(known) < len(recordings):
-        say(f"{path}: contexts of {len(known)} of {len(recordings)} recordings; the others go without")
-    return contexts
+        say(f"{source}: {what} of {len(known)} of {len(recordings)} recordings; the others go without")
+    return said
 
 
 def context_of(fields: Sequence[str]) -> dict[str, Any] | None:

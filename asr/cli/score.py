@@ -41,7 +41,7 @@ def score(
             "--entities",
             "-e",
             metavar="LIST",
-            help="The names that the systems were given: counts false alarms.",
+            help="The names that the systems were given, one list or one by recording: counts false alarms.",
         ),
     ] = None,
     report: Report = None,
@@ -65,10 +65,13 @@ def score(
     from asr.scoring.score import compare
     from asr.scoring.score import score as score_one
     from lm.classes import EntityCatalog
+    from lm.own_lists import read_entities
 
     names = system_names(hyp)
     references = read_references(ref)
-    catalog = EntityCatalog.load(entities) if entities else None
+    catalog = read_entities(entities) if entities else None
+    if isinstance(catalog, dict):  # recordings that are not in it had no list
+        catalog = {name: catalog.get(name, EntityCatalog.empty()) for name in references}
     reports = {
         name: score_one(references, read_hypotheses(path), catalog)
         for name, path in zip(names, hyp, strict=True)

@@ -16,13 +16,14 @@ import typer
 
 from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run_batch
 from asr.cli.console import Bar, put, say
+from asr.cli.entities import HELP as ENTITIES_HELP
+from asr.cli.entities import GivenEntities
 from asr.recordings import Recording, list_recordings
 from lm.errors import ConfigError, VocativeError
 
 if TYPE_CHECKING:
     from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
-    from lm.classes import EntityCatalog
     from lm.utterance_context import UtteranceContext
 
 ON_STDOUT = ("txt", "json")
@@ -46,7 +47,7 @@ Entities = Annotated[
         "--entities",
         "-e",
         metavar="LIST",
-        help="Names to recognise, by class: yaml, jsonl, csv, txt.",
+        help=ENTITIES_HELP,
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -180,6 +181,12 @@ def transcribe(
           id: c17
           weight: 2
 
+    A list for each recording, own.jsonl, a line each, with classes or the path of a list:
+
+    \b
+      {"id": "call-7", "entities": {"contact": ["Maja Novak"]}}
+      {"id": "call-8", "entities": "contacts.yaml"}
+
     What is known of recordings, when.yaml; or when.jsonl, {"id": "call-7", "context": {"hour": 7}} a line:
 
     \b
@@ -189,10 +196,10 @@ def transcribe(
     """
     names = check_formats(formats, out)
     recordings = list_recordings(files, sys.stdin)
-    catalog = _load_catalog(entities)
+    given = GivenEntities.read(entities, recordings)
     changes = search_changes(beam, lm, lm_weight, settings or [], settings_file, rescore_lm)
     files_of_models = [path for path in (lm, rescore_lm) if path]
-    job = _Job(model, device, catalog, files_of_models, changes, batch_s)
+    job = _Job(model, device, given, files_of_models, changes, batch_s)
     if context:
         job.take_contexts(context, recordings)
     if out is None:
@@ -251,7 +258,7 @@ class _Job:
         self,
         model: Path,
         device: str,
-        catalog: EntityCatalog | None,
+        entities: GivenEntities,
         models: Sequence[Path],
         changes: dict[str, Any],
         batch_s: float,
@@ -260,14 +267,14 @@ class _Job:
 
         self._model = model
         self._device = device
-        self._catalog = catalog
+        self._entities = entities
         self._models = models
         self._changes = changes
         self._batch_s = batch_s
         self._contexts: dict[Path, UtteranceContext] = {}
         self.settings: dict[str, Any] = {
             "model": bundle_fingerprint(model),
-            "entities": catalog.fingerprint() if catalog else None,
+            "entities": entities.mark,
             "search": changes,
             "lm": [file_digest(path) for path in models],
         }
@@ -289,17 +296,14 @@ class _Job:
     def load(self) -> Recognise:
         """The model, with the lists checked against it."""
         recognizer = load_recognizer(self._model, self._device)
-        if self._catalog:
-            report = recognizer.report(self._catalog)
-            counts = report.counts()
-            if counts["partly"] or counts["failed"]:
-                say(f"warning: {report.summary()}; asr classes shows them all")
+        counts = self._entities.check(recognizer)
+        if counts is not None:
             self.notes["entity_list"] = counts
         options = recognizer.decoding.changed(self._changes, "--set")
         add_models(recognizer, self._models, options)
         return partial(
             recognizer.transcribe_many,
-            entities=self._catalog,
+            entities=self._entities.lists,
             contexts=self._contexts,
             batch_s=self._batch_s,
             options=options,
@@ -397,14 +401,6 @@ def _line(outcome: Outcome, kind: str, notes: dict[str, Any]) -> str | None:
 def _print(line: str | None) -> None:
     if line is not None:
         put(line)
-
-
-def _load_catalog(path: Path | None) -> EntityCatalog | None:
-    if path is None:
-        return None
-    from lm.classes import EntityCatalog
-
-    return EntityCatalog.load(path)
 
 
 def load_recognizer(model: Path, device: str) -> Recognizer:

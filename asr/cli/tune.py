@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from asr.cli.console import Bar, put, say
+from asr.cli.entities import GivenEntities
 from asr.cli.transcribe import (
     LM,
     BatchS,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from asr.recordings import Recording
     from asr.tuning import Tuned
     from decoding.result import Transcript
-    from lm.classes import EntityCatalog
     from lm.tagged_text import TaggedText
     from lm.utterance_context import UtteranceContext
 
@@ -107,16 +107,15 @@ def tune(
     """
     from asr.recordings import list_recordings
     from asr.scoring.read import read_references
-    from lm.classes import EntityCatalog
 
     wanted = _read_grid(grid or [])
     references = read_references(ref)
     _check_leaks(references, test, lm_text or [])
     recordings = _referenced(list_recordings(files, sys.stdin), references, ref)
-    catalog = EntityCatalog.load(entities) if entities else None
+    given = GivenEntities.read(entities, recordings)
     changes = search_changes(None, lm, None, settings or [], None, rescore_lm)
     models = [path for path in (lm, rescore_lm) if path]
-    job = _Job.load(model, device, catalog, models, context, changes, recordings, out, batch_s)
+    job = _Job.load(model, device, given, models, context, changes, recordings, out, batch_s)
     return _run(job, references, wanted, nbest)
 
 
@@ -126,7 +125,7 @@ class _Job:
 
     recognizer: Recognizer
     options: DecodingConfig
-    catalog: EntityCatalog | None
+    entities: GivenEntities
     contexts: Mapping[Path, UtteranceContext]
     recordings: Sequence[Recording]
     out: Path
@@ -138,7 +137,7 @@ class _Job:
         cls,
         model: Path,
         device: str,
-        catalog: EntityCatalog | None,
+        entities: GivenEntities,
         models: Sequence[Path],
         context: Path | None,
         changes: dict[str, Any],
@@ -153,15 +152,14 @@ class _Job:
         recognizer = load_recognizer(model, device)
         options = recognizer.decoding.changed(changes, "--set")
         add_models(recognizer, models, options)
-        if catalog:
-            recognizer.report(catalog)
+        entities.check(recognizer)
         marks = {
             "model": bundle_fingerprint(model),
-            "entities": catalog.fingerprint() if catalog else None,
+            "entities": entities.mark,
             "lm": [file_digest(path) for path in models],
         }
         marks |= {"context": file_digest(context)} if context else {}
-        return cls(recognizer, options, catalog, contexts, recordings, out, batch_s, marks)
+        return cls(recognizer, options, entities, contexts, recordings, out, batch_s, marks)
 
     @property
     def own_lm(self) -> bool:
@@ -179,7 +177,7 @@ class _Job:
         settings = {**self.fingerprint, "search": options.model_dump(mode="json")}
         recognise = partial(
             self.recognizer.transcribe_many,
-            entities=self.catalog,
+            entities=self.entities.lists,
             contexts=self.contexts,
             batch_s=self.batch_s,
             options=options,
@@ -207,7 +205,7 @@ def _run(job: _Job, references: Mapping[str, TaggedText], wanted: dict[str, list
     from decoding.confidence import PLAIN
 
     biasing = job.recognizer.biasing(job.options)
-    grid = wanted or applicable(job.options, bool(job.catalog), biasing, job.own_lm)
+    grid = wanted or applicable(job.options, bool(job.entities.lists), biasing, job.own_lm)
     check_grid(grid)
     plain = job.options.model_copy(update={"confidence": PLAIN})
     wide = plain.changed({"search": {"beam": max(nbest, plain.search.beam), "nbest": nbest}}, "--nbest")

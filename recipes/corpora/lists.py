@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.errors import DataError
 from recipes.corpora.corpus import Lists
 
 if TYPE_CHECKING:
@@ -29,29 +28,15 @@ def read_lists(kind: Lists, data: Path, split: str) -> EntityCatalog | dict[str,
     """The lists of a split: one for all, one by utterance id, or None where the corpus has none.
 
     Raises:
-        DataError: a line of a file with lists by utterance is not one of ``write_utterance_lists``.
         EntityListError: what is wrong with a list.
     """
     from lm.classes import EntityCatalog
+    from lm.own_lists import read_own_lists
 
     files = list_files(kind, data, split)
     if not files:
         return None
-    if kind == "corpus":
-        return EntityCatalog.load(files[0])
-    catalogs = {}
-    for number, line in enumerate(files[0].read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            name, lists = row["id"], row["entities"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{files[0]}:{number}: {line[:60]!r}",
-                '{"id": .., "entities": {class: [..]}}',
-                "make the data again with --stage data --force",
-            ) from None
-        catalogs[name] = EntityCatalog.from_mapping(lists)
-    return catalogs
+    return EntityCatalog.load(files[0]) if kind == "corpus" else read_own_lists(files[0])
 
 
 def write_utterance_lists(lists: ByUtterance, data: Path, split: str) -> None:

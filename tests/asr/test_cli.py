@@ -57,7 +57,8 @@ class Fake:
                 raise KeyboardInterrupt
             if path.read_bytes() == b"bug":
                 raise KeyError("bug in the search")
-            text = f"{path.read_text()} beam {options.search.beam} list {bool(entities)} batch {batch_s}"
+            names = entities.get(path) if isinstance(entities, dict) else entities
+            text = f"{path.read_text()} beam {options.search.beam} list {bool(names)} batch {batch_s}"
             text += f" context {json.dumps(contexts[path])}" if path in contexts else ""
             yield path, Transcript(path.stem, text, 2.0)
 
@@ -213,6 +214,36 @@ def test_contexts_go_to_recordings_by_id(model: Path, audio: Path, tmp_path: Pat
     assert "0 done, 3 skipped" in transcribe(*words, *out).stderr
     lines.write_text('{"id": "a", "context": {"hour": 8}}\n')
     assert "3 done, 0 skipped" in transcribe(*words, *out).stderr
+
+
+def test_lists_go_to_recordings_by_id(
+    model: Path, audio: Path, names: Path, tmp_path: Path, loaded: list[Any]
+) -> None:
+    lists = tmp_path / "own.jsonl"
+    lists.write_text('{"id": "b", "entities": "contacts.yaml"}\n{"id": "a", "entities": {}}\n')
+    out = ["--out", tmp_path / "out"]
+    words = [audio, "-m", model, "-e", lists, "-f", "txt,json"]
+    result = transcribe(*words, *out)
+    assert result.exit_code == 0, result.output
+    texts = {name: (tmp_path / "out" / f"{name}.txt").read_text() for name in "abc"}
+    assert [f"list {name == 'b'}" in text for name, text in texts.items()] == [True] * 3
+    assert "lists of 2 of 3 recordings" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert all(row["entity_list"] == Report().counts() for row in rows)
+    assert "0 done, 3 skipped" in transcribe(*words, *out).stderr
+    names.write_text("contact:\n  - ann lee\n")
+    assert "3 done, 0 skipped" in transcribe(*words, *out).stderr
+
+
+def test_a_recordings_own_list_that_the_model_refuses_stops_no_other(
+    model: Path, audio: Path, tmp_path: Path, loaded: list[Any]
+) -> None:
+    lists = tmp_path / "own.jsonl"
+    lists.write_text(
+        '{"id": "a", "entities": {"stranger": ["x"]}}\n{"id": "b", "entities": {"contact": ["ann"]}}\n'
+    )
+    result = transcribe(audio / "a.wav", audio / "b.wav", "-m", model, "-e", lists)
+    assert [line[:3] for line in result.stdout.splitlines()] == ["a\tA", "b\tB"]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,15 @@ def test_systems_side_by_side_with_page_and_json(files: Path, capfd: pytest.Capt
     assert page.read_text().count("<article") == 2
 
 
+def test_names_counted_against_lists_by_recording(files: Path) -> None:
+    figures = files / "r.json"
+    for name, alarms in (("u1", 0), ("u2", 1)):
+        (files / "own.jsonl").write_text(json.dumps({"id": name, "entities": {"contact": ["Zoe"]}}) + "\n")
+        assert score(files / "ref", [files / "plain.txt"], files / "own.jsonl", None, figures) == 0
+        content = json.loads(figures.read_text())["plain"]
+        assert content["false_alarms_without_entities"]["number"] == alarms
+
+
 def test_one_system_by_the_command_line(files: Path) -> None:
     app = typer.Typer()
     app.command()(score)

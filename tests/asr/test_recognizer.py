@@ -363,6 +363,24 @@ def test_what_is_wrong_with_a_file_is_given_back_in_its_place(recognizer: Recogn
         recognizer.transcribe([paths[0], paths[2]], options=options)
 
 
+def test_recordings_have_lists_of_their_own(recognizer: Recognizer, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.wav" for name in "abcd"]
+    for number, path in enumerate(paths):
+        soundfile.write(path, sound(1.0, number), 16000)
+    contact = EntityCatalog.from_mapping({"contact": ["maja novak"]})
+    stranger = EntityCatalog.from_mapping({"stranger": ["x"]})
+    own = {paths[0]: contact, paths[1]: EntityCatalog.empty(), paths[3]: stranger}
+    found = dict(recognizer.transcribe_many(paths, entities=own))
+    assert list(found) == paths
+    for path in paths[:3]:
+        result = found[path]
+        assert isinstance(result, Transcript)
+        same(result, recognizer.transcribe(path, entities=own.get(path)))
+    assert isinstance(found[paths[3]], EntityListError)
+    with pytest.raises(EntityListError, match="stranger"):
+        next(recognizer.transcribe_many(paths, entities=stranger))
+
+
 def test_a_damaged_end_drops_the_pieces_that_were_decoded(
     recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch, batches: list[Any]
 ) -> None:
