@@ -5,7 +5,6 @@ classification", ICML).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from asr.audio import read_audio
 from asr.features import fbank
+from asr.recordings import AudioPart
 from lm.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def align_labels(logp: Tensor, labels: Sequence[int], blank: int) -> list[int]:
     return first
 
 
-def word_starts(recognizer: Recognizer, path: Path, text: str) -> list[float]:
-    """Seconds at which a CTC model hears the first token of each word of ``text``, said in one recording.
+def word_starts(recognizer: Recognizer, audio: AudioPart, text: str) -> list[float]:
+    """Seconds at which a CTC model hears the first token of each word of ``text``, from the start of ``audio``.
 
     Raises:
         DataError: the model is of another family, or the recording too short for the text.
@@ -71,7 +71,8 @@ def word_starts(recognizer: Recognizer, path: Path, text: str) -> list[float]:
     model, tokenizer = recognizer.family.model, recognizer.tokenizer
     if not hasattr(model, "logp"):
         raise DataError("a model that is not CTC", "a CTC model", "align with one of family ctc")
-    features = fbank(torch.from_numpy(read_audio(path)), recognizer.features)
+    samples = read_audio(audio.path, recognizer.features.sample_rate, audio.start_s, audio.end_s)
+    features = fbank(torch.from_numpy(samples), recognizer.features)
     device = next(model.parameters()).device
     with torch.inference_mode():
         lengths = torch.tensor([len(features)], device=device)

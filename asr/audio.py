@@ -78,16 +78,20 @@ def read_audio(
 
 
 def read_segments(
-    path: str | Path, max_s: float, sample_rate: int = SAMPLE_RATE
+    path: str | Path,
+    max_s: float,
+    sample_rate: int = SAMPLE_RATE,
+    start_s: float = 0.0,
+    end_s: float | None = None,
 ) -> Iterator[tuple[float, Samples]]:
-    """Read a recording of any length in pieces of at most ``max_s``, holding one piece in memory.
+    """Read a recording of any length, or a part of it, in pieces of at most ``max_s``, holding one in memory.
 
     A cut falls in the middle of the quietest 100 ms of the last quarter of each ``max_s`` window. The pieces
     joined are the samples of `read_audio`; a recording of at most ``max_s`` is one piece. (A format that only
     librosa can read is decoded whole.)
 
     Yields:
-        (start_s, (samples,) float32).
+        (seconds from the start of the part, (samples,) float32).
 
     Raises:
         ConfigError: ``max_s`` under 1 s.
@@ -98,7 +102,7 @@ def read_segments(
         raise ConfigError(f"pieces of at most {max_s} s", "at least 1 s", "raise the length of a piece")
     audio_info(path)
     longest, start, held = int(max_s * sample_rate), 0, np.zeros(0, np.float32)
-    for block in _mono_blocks(path, sample_rate, 0.0, None):
+    for block in _mono_blocks(path, sample_rate, start_s, end_s):
         held = np.concatenate([held, block])
         while len(held) > longest:
             cut = _quietest(held[:longest], sample_rate)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from asr.recordings import Recording
+from asr.recordings import AudioPart, Recording
 from asr.writers import to_dict
 from decoding.result import Transcript
 from lm.errors import ConfigError, DataError, VocativeError
@@ -26,8 +26,11 @@ RESULTS = "results.jsonl"
 # Errors that concern one file name; every other error of writing would hit all recordings alike.
 _BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
 
-Recognise = Callable[[Sequence[Path]], Iterator[tuple[Path, Transcript | VocativeError]]]
-"""Takes paths, yields each with its transcript or its error, in any order, as soon as it is known."""
+Recognise = Callable[
+    [Sequence[Path | AudioPart]], Iterator[tuple[Path | AudioPart, Transcript | VocativeError]]
+]
+"""Takes paths or parts of recordings, yields each with its transcript or its error, in any order, once it is
+known."""
 Write = Callable[[Transcript, str, Path], Path]
 """``write(transcript, format, folder)``: writes one file and returns its path."""
 
@@ -46,6 +49,8 @@ class Outcome:
     def record(self) -> dict[str, Any]:
         """The outcome as plain values: id, audio, and text, seconds, entities or error."""
         row: dict[str, Any] = {"id": self.recording.id, "audio": os.path.abspath(self.recording.path)}
+        if self.recording.audio != self.recording.path:
+            row |= {"start_s": self.recording.start_s, "end_s": self.recording.end_s}
         if isinstance(self.result, VocativeError):
             return {**row, "error": str(self.result)}
         values = to_dict(replace(self.result, hypotheses=()))
@@ -89,18 +94,20 @@ def run_batch(
     Raises:
         OutputError: results cannot be written; all that was yielded before is kept.
     """
-    wanted: dict[Path, list[Recording]] = {}
+    wanted: dict[Path | AudioPart, list[Recording]] = {}
     for recording in recordings:
-        wanted.setdefault(recording.path, []).append(recording)
+        wanted.setdefault(recording.audio, []).append(recording)
     if not wanted:
         return
-    for path, result in recognise(list(wanted)):
-        for recording in wanted.pop(path):
+    for audio, result in recognise(list(wanted)):
+        for recording in wanted.pop(audio):
             named = replace(result, id=recording.id) if isinstance(result, Transcript) else result
             outcome = Outcome(recording, named)
             yield folder.save(outcome) if folder else outcome
     if wanted:
-        raise RuntimeError(f"the recogniser returned nothing for {len(wanted)} recordings: {min(wanted)} …")
+        raise RuntimeError(
+            f"the recogniser returned nothing for {len(wanted)} recordings: {next(iter(wanted))} …"
+        )
 
 
 class ResultsFolder:
@@ -222,6 +229,8 @@ class ResultsFolder:
             facts: list[Any] = [self._settings, audio, stat.st_size, stat.st_mtime_ns]
         except (OSError, ValueError):
             facts = [self._settings, audio]
+        if recording.audio != recording.path:
+            facts += [recording.start_s, recording.end_s]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _read(self, file: BinaryIO) -> None:

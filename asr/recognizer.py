@@ -24,6 +24,7 @@ from asr.decoding_config import DecodingConfig
 from asr.families import Family, load_family
 from asr.features import FeatureConfig, fbank
 from asr.knowledge import Knowledge, LanguageModels, Lists, Surroundings
+from asr.recordings import AudioPart
 from asr.rendering import Renderer, join_segments
 from decoding.lattice import Lattice
 from decoding.result import Hypothesis, Transcript
@@ -36,7 +37,8 @@ from lm.utterance_context import UtteranceContext
 
 Entities: TypeAlias = Mapping[str, Sequence[Any]] | EntityCatalog | str | Path | None
 Context: TypeAlias = UtteranceContext | Surroundings | None
-Audio: TypeAlias = Any  # a path, or an array or tensor of samples
+Recorded: TypeAlias = Path | AudioPart
+Audio: TypeAlias = Any  # a path, a part of a recording, or an array or tensor of samples
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class Recognizer:
         """Transcribe one recording, or a list of them.
 
         Args:
-            audio: path of a recording, or its samples as array or tensor; or a list of these.
+            audio: path of a recording, a part of one (``AudioPart``; times count from its start), or its samples
+                as array or tensor; or a list of these.
             entities: names by class, as a mapping, a catalog or the path of a list; a sequence gives each
                 recording its own.
             context: what is known of the recording apart from its sound, ``{"hour": 7, "app": "maps"}``, for a
@@ -201,14 +204,14 @@ class Recognizer:
 
     def transcribe_many(
         self,
-        paths: Sequence[Path],
+        audio: Sequence[Recorded],
         *,
-        entities: EntityCatalog | Mapping[Path, EntityCatalog] | None = None,
-        contexts: Mapping[Path, UtteranceContext] | None = None,
+        entities: EntityCatalog | Mapping[Recorded, EntityCatalog] | None = None,
+        contexts: Mapping[Recorded, UtteranceContext] | None = None,
         batch_s: float = 60.0,
         options: DecodingConfig | None = None,
-    ) -> Iterator[tuple[Path, Transcript | VocativeError]]:
-        """Transcribe many recordings, each given back in order as soon as its batch is done.
+    ) -> Iterator[tuple[Recorded, Transcript | VocativeError]]:
+        """Transcribe many recordings or parts of recordings, each given back in order as soon as its batch is done.
 
         What is wrong with one recording, or with a list of its own, is given back in its place; the others go on.
         Recordings that are not in ``entities`` or ``contexts`` have no list, and nothing is known of them.
@@ -216,14 +219,14 @@ class Recognizer:
         Raises:
             EntityListError: the one list for all cannot be used.
         """
-        surroundings = [contexts.get(path) for path in paths] if contexts else [None] * len(paths)
+        surroundings = [contexts.get(item) for item in audio] if contexts else [None] * len(audio)
         if isinstance(entities, Mapping):
-            catalogs = [entities.get(path) for path in paths]
+            catalogs = [entities.get(item) for item in audio]
         else:
             self._knowledge.lists(entities, options or self.decoding)
-            catalogs = [entities] * len(paths)
-        for index, result in self._run(list(paths), catalogs, surroundings, 16000, options, batch_s):
-            yield paths[index], result
+            catalogs = [entities] * len(audio)
+        for index, result in self._run(list(audio), catalogs, surroundings, 16000, options, batch_s):
+            yield audio[index], result
 
     def lattices(
         self,
@@ -245,7 +248,7 @@ class Recognizer:
         self._knowledge.check([context], options)
         found = []
         for index, item in enumerate(audio):
-            recording = _Recording(Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}")
+            recording = _Recording(_name(item, index))
             held = list[Lattice | None]()
             for piece in self._segments(index, item, self.features.sample_rate, options, catalog, context):
                 if isinstance(piece, VocativeError):
@@ -296,8 +299,7 @@ class Recognizer:
         open_: dict[int, _Recording] = {}
         waiting: list[_Segment] = []
         for index, item in enumerate(items):
-            name = Path(item).stem if isinstance(item, (str, Path)) else f"recording-{index}"
-            recording = open_[index] = _Recording(name)
+            recording = open_[index] = _Recording(_name(item, index))
             known = catalogs[index], surroundings[index]
             for piece in self._segments(index, item, sample_rate, options, *known):
                 if isinstance(piece, VocativeError):
@@ -329,8 +331,9 @@ class Recognizer:
         rate = self.features.sample_rate
         try:
             lists = self._knowledge.lists(catalog, options)
-            if isinstance(item, (str, Path)):
-                pieces = read_segments(Path(item), options.segment_s, rate)
+            part = AudioPart(Path(item)) if isinstance(item, (str, Path)) else item
+            if isinstance(part, AudioPart):
+                pieces = read_segments(part.path, options.segment_s, rate, part.start_s, part.end_s)
             else:
                 pieces = _split(as_samples(item, sample_rate, rate), options.segment_s, rate)
             for start_s, samples in pieces:
@@ -397,6 +400,11 @@ def _check_keys(config: Mapping[str, Any], source: str) -> None:
             f"some of {', '.join(sorted(KEYS))}",
             f"did you mean {near!r}?",
         )
+
+
+def _name(item: Audio, index: int) -> str:
+    path = item.path if isinstance(item, AudioPart) else item
+    return Path(path).stem if isinstance(path, (str, Path)) else f"recording-{index}"
 
 
 def _split(samples: Samples, longest_s: float, rate: int) -> Iterator[tuple[float, Samples]]:

@@ -32,18 +32,39 @@ EXTENSIONS = frozenset(
 
 
 @dataclass(frozen=True)
+class AudioPart:
+    """A part of a recording, from ``start_s`` to ``end_s`` seconds (None: to its end)."""
+
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Recording:
-    """One recording: ``id`` names its results (it may hold ``/``); ``path`` is as the user gave it."""
+    """One recording: ``id`` names its results (it may hold ``/``); ``path`` is as the user gave it.
+
+    With ``start_s`` or ``end_s`` it is the part between them, an utterance of a Kaldi ``segments`` table.
+    """
 
     id: str
     path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    @property
+    def audio(self) -> Path | AudioPart:
+        """What is to be recognised: the file, or the part of it."""
+        whole = self.start_s == 0.0 and self.end_s is None
+        return self.path if whole else AudioPart(self.path, self.start_s, self.end_s)
 
 
 def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Recording]:
     """Find the recordings that ``inputs`` name, in that order, each once.
 
     Args:
-        inputs: files, folders (searched to the bottom, sorted), patterns, Kaldi ``.scp`` lists, or ``-``.
+        inputs: files, folders (searched to the bottom, sorted), patterns, Kaldi ``.scp`` lists, Kaldi ``segments``
+            tables (with ``wav.scp`` beside them), or ``-``.
         stdin: lines to read for ``-``, one path each.
 
     Returns:
@@ -60,6 +81,8 @@ def list_recordings(inputs: Sequence[str], stdin: Iterable[str] = ()) -> list[Re
             paths += [Path(line.rstrip("\r\n")) for line in stdin if line.strip()]
         elif text.lower().endswith(".scp"):
             listed += read_scp(Path(text))
+        elif Path(text).name == "segments" and Path(text).is_file():
+            listed += _read_segments(Path(text))
         else:
             paths += _expand(text)
     unique = list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
@@ -95,12 +118,27 @@ def read_scp(path: Path) -> list[Recording]:
         if audio.endswith("|") or re.search(r"\.ark:\d+$", audio):
             fix = "write the audio to files and list those"
             raise DataError(f"{where}: {audio!r} is a command or an archive", "the path of a file", fix)
-        if name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"{where}: id {name!r}", "an id that can name a result file", "rename it")
+        _check_id(name, where)
         recordings.append(Recording(name, Path(audio)))
     if not recordings:
         raise DataError(f"{path} is empty", "'id path' lines", "check the list")
     return recordings
+
+
+def _read_segments(path: Path) -> list[Recording]:
+    """The utterances of a Kaldi ``segments`` table; ``wav.scp`` beside it says where their recordings are."""
+    from asr.data.kaldi import read_segments
+
+    audio = {recording.id: recording.path for recording in read_scp(path.with_name("wav.scp"))}
+    parts = read_segments(path, audio)
+    for name in parts:
+        _check_id(name, str(path))
+    return [Recording(name, *part) for name, part in parts.items()]
+
+
+def _check_id(name: str, where: str) -> None:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise DataError(f"{where}: id {name!r}", "an id that can name a result file", "rename it")
 
 
 def _expand(text: str) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.decoding_config import DecodingConfig
+from asr.recordings import AudioPart
 from decoding.confidence import PLAIN
 from decoding.result import Transcript
 from lm.config import build_config, merge
@@ -195,11 +196,17 @@ def _named(result: Transcript, name: str) -> Transcript:
     return replace(result, id=name)
 
 
-def audio_of(folder: Layout, split: str) -> dict[str, Path]:
-    """The recordings, by utterance id."""
+def audio_of(folder: Layout, split: str) -> dict[str, AudioPart]:
+    """Where each utterance is heard, by its id."""
     from asr.data.manifest import load_cuts
 
-    return {cut.id: Path(cut.recording.sources[0].source) for cut in load_cuts(folder.cuts(split))}
+    return {cut.id: _part(cut) for cut in load_cuts(folder.cuts(split))}
+
+
+def _part(cut: Any) -> AudioPart:
+    path = Path(cut.recording.sources[0].source)
+    whole = cut.start == 0.0 and cut.duration == cut.recording.duration
+    return AudioPart(path) if whole else AudioPart(path, cut.start, cut.end)
 
 
 def references_of(folder: Layout, split: str) -> dict[str, Any]:

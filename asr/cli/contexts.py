@@ -10,13 +10,13 @@ from asr.cli.console import say
 from lm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from asr.recordings import Recording
+    from asr.recordings import AudioPart, Recording
     from lm.utterance_context import UtteranceContext
 
 T = TypeVar("T")
 
 
-def contexts_of(path: Path, recordings: Sequence[Recording]) -> dict[Path, UtteranceContext]:
+def contexts_of(path: Path, recordings: Sequence[Recording]) -> dict[Path | AudioPart, UtteranceContext]:
     """Read what a file knows of recordings; says how many it leaves out.
 
     Raises:
@@ -29,8 +29,8 @@ def contexts_of(path: Path, recordings: Sequence[Recording]) -> dict[Path, Utter
 
 def by_path(
     found: Mapping[str, T], recordings: Sequence[Recording], source: Path, what: str
-) -> dict[Path, T]:
-    """What a file says of recordings by id, by their paths; says how many it leaves out.
+) -> dict[Path | AudioPart, T]:
+    """What a file says of recordings by id, by what is to be recognised; says how many it leaves out.
 
     Raises:
         DataError: it says something of none of them, or two things of one file.
@@ -42,9 +42,9 @@ def by_path(
             "those of the recordings, by id",
             "correct the ids: that of a file is its name without its ending",
         )
-    said = {recording.path: found[recording.id] for recording in known}
+    said = {recording.audio: found[recording.id] for recording in known}
     for recording in recordings:
-        if found.get(recording.id) != said.get(recording.path):
+        if found.get(recording.id) != said.get(recording.audio):
             raise DataError(
                 f"{recording.path} under several ids with {what} of their own", f"the same {what} for one file",
                 f"transcribe it once with each of its {what}",

@@ -12,7 +12,7 @@ from lm.errors import EntityListError
 
 if TYPE_CHECKING:
     from asr.recognizer import Recognizer
-    from asr.recordings import Recording
+    from asr.recordings import AudioPart, Recording
     from lm.classes import EntityCatalog
 
 HELP = "Names to recognise, by class: yaml, jsonl, csv, txt; or lists by recording: jsonl."
@@ -22,7 +22,7 @@ HELP = "Names to recognise, by class: yaml, jsonl, csv, txt; or lists by recordi
 class GivenEntities:
     """``lists`` as ``Recognizer.transcribe_many`` takes them; ``mark`` tells their content."""
 
-    lists: EntityCatalog | Mapping[Path, EntityCatalog] | None = None
+    lists: EntityCatalog | Mapping[Path | AudioPart, EntityCatalog] | None = None
     mark: str | None = None
 
     @classmethod

@@ -18,7 +18,7 @@ from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run
 from asr.cli.console import Bar, put, say
 from asr.cli.entities import HELP as ENTITIES_HELP
 from asr.cli.entities import GivenEntities
-from asr.recordings import Recording, list_recordings
+from asr.recordings import AudioPart, Recording, list_recordings
 from lm.errors import ConfigError, VocativeError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILES",
-        help="Recordings, folders, quoted patterns, Kaldi lists (.scp), - for a list on standard input.",
+        help="Recordings, folders, quoted patterns, Kaldi wav.scp or segments, - for a list on standard input.",
         show_default=False,
     ),
 ]
@@ -271,7 +271,7 @@ class _Job:
         self._models = models
         self._changes = changes
         self._batch_s = batch_s
-        self._contexts: dict[Path, UtteranceContext] = {}
+        self._contexts: dict[Path | AudioPart, UtteranceContext] = {}
         self.settings: dict[str, Any] = {
             "model": bundle_fingerprint(model),
             "entities": entities.mark,

@@ -32,7 +32,7 @@ from lm.errors import ConfigError, VocativeError
 if TYPE_CHECKING:
     from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
-    from asr.recordings import Recording
+    from asr.recordings import AudioPart, Recording
     from asr.tuning import Tuned
     from decoding.result import Transcript
     from lm.tagged_text import TaggedText
@@ -126,7 +126,7 @@ class _Job:
     recognizer: Recognizer
     options: DecodingConfig
     entities: GivenEntities
-    contexts: Mapping[Path, UtteranceContext]
+    contexts: Mapping[Path | AudioPart, UtteranceContext]
     recordings: Sequence[Recording]
     out: Path
     batch_s: float

@@ -47,7 +47,7 @@ def read_data_dir(folder: Path, root: Path | None = None, need_text: bool = True
     folder = Path(folder)
     audio = read_wav_scp(folder / "wav.scp", root)
     if (folder / "segments").exists():
-        parts = _read_segments(folder / "segments", audio)
+        parts = read_segments(folder / "segments", audio)
     else:
         parts = {id: (path, 0.0, None) for id, path in audio.items()}
     has_text = need_text or (folder / "text").exists()
@@ -153,8 +153,19 @@ def write_data_dir(utterances: Iterable[Utterance], folder: Path, root: Path | N
         (folder / name).write_text(lines, encoding="utf-8", newline="\n")
 
 
-def _read_segments(path: Path, audio: Mapping[str, Path]) -> dict[str, tuple[Path, float, float | None]]:
-    """Read ``utterance recording start end`` lines; an end of -1 is the recording's."""
+def read_segments(path: Path, audio: Mapping[str, Path]) -> dict[str, tuple[Path, float, float | None]]:
+    """Read a ``segments`` table, ``utterance recording start end`` lines; an end of -1 is the recording's.
+
+    Args:
+        path: the table.
+        audio: paths by id of the recording.
+
+    Returns:
+        Path, start and end (None: that of the recording) in seconds, by utterance id, in order.
+
+    Raises:
+        DataError: a malformed line, or one of a recording that is not in ``audio``.
+    """
     parts: dict[str, tuple[Path, float, float | None]] = {}
     for id, value in read_table(path).items():
         fields = value.split()

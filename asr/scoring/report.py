@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
+from asr.recordings import AudioPart
 from asr.scoring.bootstrap import Interval
 from asr.scoring.measure import EntityReport, UtteranceScore
 from asr.scoring.score import ScoreReport, figures, same_references
@@ -87,7 +88,7 @@ def write_report(
     systems: Mapping[str, ScoreReport],
     utterances: Sequence[str] | None = None,
     *,
-    audio: Mapping[str, Path] | None = None,
+    audio: Mapping[str, AudioPart] | None = None,
     curves: Sequence[Curve] = (),
     synthetic: bool = False,
 ) -> Path:
@@ -98,7 +99,7 @@ def write_report(
         title: what was tested.
         systems: name -> its score; all on the same references.
         utterances: ids to show word by word, in this order; None shows all.
-        audio: utterance id -> its recording, linked relative to ``path``; the page plays it.
+        audio: utterance id -> where it is heard, linked relative to ``path``; the page plays it.
         curves: training curves to draw.
         synthetic: says in a banner that the speech is synthetic.
     """
@@ -268,7 +269,10 @@ def _curve(curve: Curve) -> CurveView:
     return CurveView(curve.name, path, f"{low:.4g}", f"{high:.4g}", f"{first:g}", f"{last:g}", single)
 
 
-def _link(audio: Path, page: Path) -> str:
-    relative = os.path.relpath(os.path.abspath(audio), os.path.abspath(page.parent))
+def _link(audio: AudioPart, page: Path) -> str:
+    relative = os.path.relpath(os.path.abspath(audio.path), os.path.abspath(page.parent))
     # A first folder with a colon in it would read as a scheme.
-    return "./" + quote(relative.replace(os.sep, "/"))
+    link = "./" + quote(relative.replace(os.sep, "/"))
+    if audio == AudioPart(audio.path):
+        return link
+    return f"{link}#t={audio.start_s:g}" + ("" if audio.end_s is None else f",{audio.end_s:g}")

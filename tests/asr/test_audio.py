@@ -312,6 +312,16 @@ def test_segments_cut_in_the_pauses_and_join_to_the_whole(tmp_path: Path, rate: 
         at += len(piece)
 
 
+def test_segments_of_a_part(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", speech_like(35.0, [9.0, 18.2, 26.5], 16000), 16000)
+    pieces = list(read_segments(tmp_path / "a.wav", 10.0, 16000, 0.5, 30.5))
+    np.testing.assert_allclose([start for start, _ in pieces], [0.0, 8.5, 17.7, 26.0], atol=0.1)
+    whole = read_audio(tmp_path / "a.wav")
+    np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces]), whole[8000:488000])
+    with pytest.raises(AudioError, match=r"the part from 34.0 s to 36.0 s.*35.00 s"):
+        list(read_segments(tmp_path / "a.wav", 10.0, 16000, 34.0, 36.0))
+
+
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_a_short_file_is_one_segment(tmp_path: Path, rate: int) -> None:
     sf.write(tmp_path / "a.wav", noise(10.0, rate), rate)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.batch import OutputError, ResultsFolder, Tally, run_batch
-from asr.recordings import Recording, list_recordings
+from asr.recordings import AudioPart, Recording, list_recordings
 from asr.writers import write
 from decoding.result import EntitySpan, Transcript
 from lm.errors import AudioError, ConfigError, DataError, VocativeError
@@ -401,6 +401,47 @@ def test_kaldi_lists(tmp_path: Path) -> None:
         Recording("utt2", Path("/data/two words.wav")),
         Recording("spk/utt1", Path("/data/1.flac")),
     ]
+
+
+def test_utterances_of_a_segments_table(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text("call-1 /data/1.wav\n")
+    table = tmp_path / "segments"
+    table.write_text("b call-1 1.5 -1\na call-1 0.25 1.5\n")
+    first, second = found = list_recordings([str(table)])
+    assert found == [Recording("b", Path("/data/1.wav"), 1.5), Recording("a", Path("/data/1.wav"), 0.25, 1.5)]
+    assert first.audio == AudioPart(Path("/data/1.wav"), 1.5)
+    assert second.audio == AudioPart(Path("/data/1.wav"), 0.25, 1.5)
+    assert Recording("c", Path("/data/1.wav")).audio == Path("/data/1.wav")
+    for line, says in (
+        ("a call-2 0 1", "'call-2'; expected one in wav.scp"),
+        ("a call-1 2 1", "0 <= start < end"),
+        ("../a call-1 0 1", "an id that can name a result file"),
+    ):
+        table.write_text(f"{line}\n")
+        with pytest.raises(DataError, match=says):
+            list_recordings([str(table)])
+
+
+def test_parts_of_one_file_are_recordings_of_their_own(tmp_path: Path) -> None:
+    (whole,) = make(tmp_path / "in", "a.wav")
+    asked: list[Any] = []
+
+    def recognise(audio: Any) -> Iterator[tuple[Any, Transcript]]:
+        asked.append(list(audio))
+        for part in audio:
+            yield part, Transcript("a", f"from {part.start_s}", 1.0)
+
+    def run(*parts: Recording) -> None:
+        with ResultsFolder(tmp_path / "out", ["txt"], write, {}) as folder:
+            list(run_batch(recognise, folder.pending(parts), folder))
+
+    one, other = Recording("1", whole.path, 0.0, 1.0), Recording("2", whole.path, 1.0)
+    run(one, other)
+    found = rows(tmp_path / "out")
+    assert [found["1"]["text"], found["2"]["text"]] == ["from 0.0", "from 1.0"]
+    assert (found["1"]["start_s"], found["1"]["end_s"], found["2"]["end_s"]) == (0.0, 1.0, None)
+    run(one, Recording("2", whole.path, 0.5))
+    assert asked == [[one.audio, other.audio], [AudioPart(whole.path, 0.5)]]
 
 
 @pytest.mark.parametrize(

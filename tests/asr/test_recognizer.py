@@ -25,6 +25,7 @@ from asr.decoding_config import DecodingConfig
 from asr.families import load_family
 from asr.features import FeatureConfig, FeatureNormaliser, fbank
 from asr.recognizer import Recognizer
+from asr.recordings import AudioPart
 from decoding.frame_sync import BeamConfig
 from decoding.result import Hypothesis, Transcript
 from lm.classes import EntityCatalog, encode_catalog
@@ -363,6 +364,24 @@ def test_what_is_wrong_with_a_file_is_given_back_in_its_place(recognizer: Recogn
         recognizer.transcribe([paths[0], paths[2]], options=options)
 
 
+def test_a_part_is_heard_as_its_samples(recognizer: Recognizer, tmp_path: Path) -> None:
+    samples = sound(3.0, 1)
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    parts = [AudioPart(tmp_path / "a.wav", 0.5, 1.75), AudioPart(tmp_path / "a.wav", 1.5)]
+    expected = recognizer.transcribe([samples[8000:28000], samples[24000:]])
+    found = dict(recognizer.transcribe_many(parts))
+    assert list(found) == parts
+    for part, one, other in zip(parts, recognizer.transcribe(list(parts)), expected, strict=True):
+        assert one.id == "a"
+        assert one.duration_s == other.duration_s
+        same(one, other)
+        result = found[part]
+        assert isinstance(result, Transcript)
+        same(result, other)
+    outside = AudioPart(tmp_path / "a.wav", 2.0, 4.0)
+    assert isinstance(dict(recognizer.transcribe_many([outside]))[outside], AudioError)
+
+
 def test_recordings_have_lists_of_their_own(recognizer: Recognizer, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.wav" for name in "abcd"]
     for number, path in enumerate(paths):
@@ -384,7 +403,7 @@ def test_recordings_have_lists_of_their_own(recognizer: Recognizer, tmp_path: Pa
 def test_a_damaged_end_drops_the_pieces_that_were_decoded(
     recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch, batches: list[Any]
 ) -> None:
-    def read(path: Path, max_s: float, rate: int) -> Iterator[tuple[float, Samples]]:
+    def read(path: Path, max_s: float, rate: int, *part: Any) -> Iterator[tuple[float, Samples]]:
         for number in range(3):
             yield number * 1.0, sound(1.0, number)
         if path.stem == "bad":

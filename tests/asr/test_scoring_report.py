@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from asr.recordings import AudioPart
 from asr.scoring.report import Curve, write_report
 from asr.scoring.score import ScoreReport, score, transcript_of
 from decoding.result import EntitySpan, Transcript
@@ -82,7 +83,12 @@ def test_page_shows_figures_alignments_entities_audio_and_curves(tmp_path: Path)
         Curve("one", [(5, 1)]),
     ]
     path = write_report(
-        tmp_path / "out" / "r.html", "Contacts", systems(), audio={"u1": audio}, curves=curves, synthetic=True
+        tmp_path / "out" / "r.html",
+        "Contacts",
+        systems(),
+        audio={"u1": AudioPart(audio), "u2": AudioPart(audio, 1.5, 3.25)},
+        curves=curves,
+        synthetic=True,
     )
     html = path.read_text(encoding="utf-8")
     page = Page(html)
@@ -97,7 +103,10 @@ def test_page_shows_figures_alignments_entities_audio_and_curves(tmp_path: Path)
     assert kinds["ok entity e0"] == 4, "two words in the reference, two in C-FNT"
     assert "contact: Ann Lee, id c17, confidence 0.93" in page.titles()
     assert "false alarm: contact" in page.titles()
-    assert [a["src"] for t, a in page.attributes if t == "audio"] == ["./../sound/a%20b%231.wav"]
+    assert [a["src"] for t, a in page.attributes if t == "audio"] == [
+        "./../sound/a%20b%231.wav",
+        "./../sound/a%20b%231.wav#t=1.5,3.25",
+    ]
     line = next(a["points"] for t, a in page.attributes if t == "polyline")
     assert line == "0.0,0.0 100.0,66.7 300.0,100.0"
     assert page.tags["circle"] == 1
@@ -140,7 +149,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
         tmp_path / "r.html",
         evil,
         {evil: report, "other": report},
-        audio={f"{evil}u": tmp_path / f"{evil[:9]}.wav"},
+        audio={f"{evil}u": AudioPart(tmp_path / f"{evil[:9]}.wav")},
         curves=[Curve(evil, [(0, 1), (1, 2)])],
     )
     html = path.read_text()

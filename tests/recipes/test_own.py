@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from asr.data.kaldi import Utterance, read_data_dir, read_table
 from asr.data.manifest import load_cuts, save_cuts, to_cuts
+from asr.recordings import AudioPart
 from lm.classes import EntityCatalog
 from lm.config import build_config, merge
 from lm.errors import ConfigError, DataError
@@ -23,6 +24,8 @@ from recipes.config import RecipeConfig
 from recipes.corpora import own
 from recipes.corpora.own import OwnConfig, hold_out
 from recipes.corpora.registry import find_corpus
+from recipes.evaluate import audio_of
+from recipes.train import Layout
 
 SAID = {
     "train": {
@@ -99,6 +102,20 @@ def test_parts_of_recordings(corpus: Path, tmp_path: Path) -> None:
     own.prepare(corpus, tmp_path / "other", CLASSES)
     for data in ("one", "other"):
         assert {(u.start_s, u.end_s) for u in read_data_dir(tmp_path / data / "train")} == {(0.25, 1.0)}
+
+
+def test_parts_of_recordings_are_what_is_decoded(corpus: Path, tmp_path: Path) -> None:
+    write(corpus / "test" / "wav.scp", {"call": "audio/d-1.wav"})
+    write(corpus / "test" / "segments", {"d-1": "call 0.25 1.0"})
+    own.prepare(corpus, tmp_path / "data", CLASSES)
+    folder = Layout(tmp_path)
+    for split in ("dev", "test"):
+        cuts, _ = to_cuts(read_data_dir(tmp_path / "data" / split))
+        save_cuts(cuts, folder.cuts(split))
+    wav = corpus / "audio" / "d-1.wav"
+    assert audio_of(folder, "test") == {"d-1": AudioPart(wav, 0.25, 1.0)}
+    whole = {id: AudioPart(corpus / "audio" / f"{id}.wav") for id in SAID["dev"]}
+    assert audio_of(folder, "dev") == whole
 
 
 def test_a_list_for_each_recording_and_more_text(corpus: Path, tmp_path: Path) -> None:
