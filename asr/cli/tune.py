@@ -330,13 +330,20 @@ def _check_leaks(references: Mapping[str, TaggedText], test: Path | None, texts:
 def _referenced(
     recordings: Sequence[Recording], references: Mapping[str, TaggedText], ref: Path
 ) -> list[Recording]:
-    """The recordings, all of which have a reference; utterances without a recording are told when scored."""
+    """The recordings, just those of the references: a search is long, so what does not fit is told before it."""
     absent = [recording.id for recording in recordings if recording.id not in references]
     if absent:
         raise ConfigError(
             f"{len(absent)} recordings without a line in {ref}, such as {absent[0]!r}",
             "a reference for each, by the name of its file without ending",
             "leave them out or add their text",
+        )
+    silent = sorted(references.keys() - {recording.id for recording in recordings})
+    if silent:
+        raise ConfigError(
+            f"{len(silent)} lines of {ref} without a recording, such as {silent[0]!r}",
+            "references of just these recordings",
+            "leave the lines out or add their recordings",
         )
     return list(recordings)
 

@@ -171,6 +171,12 @@ def test_recordings_and_references_must_go_together(dev: Path, scripted: Scripte
     result = call(dev)
     assert result.exit_code == 2
     assert "3 recordings without a line in" in result.output
+    (dev / "dev.txt").write_text("ann ann\nben ben\ncat else\ndan else\neve eve\n")
+    result = call(dev)
+    assert result.exit_code == 2
+    assert "1 lines of" in result.output
+    assert "without a recording, such as 'eve'" in result.output
+    assert scripted.searches == [], "told before anything is searched"
 
 
 def test_a_recording_that_cannot_be_read_is_told_and_what_was_done_is_kept(
