@@ -147,7 +147,9 @@ def _expand(text: str) -> list[Path]:
         found = _walk(path)
         if not found:
             known = " ".join(sorted(EXTENSIONS))
-            raise DataError(f"folder {text} holds no audio", f"files ending in {known}", "check the folder")
+            tables = [name for name in ("segments", "wav.scp") if (path / name).is_file()]
+            fix = f"name its table: {path / tables[0]}" if tables else "check the folder"
+            raise DataError(f"folder {text} holds no audio", f"files ending in {known}", fix)
         return found
     if not path.exists() and glob.has_magic(text):
         found = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))

@@ -422,6 +422,13 @@ def test_utterances_of_a_segments_table(tmp_path: Path) -> None:
             list_recordings([str(table)])
 
 
+def test_a_folder_of_tables_names_them(tmp_path: Path) -> None:
+    for name in ("wav.scp", "segments"):
+        (tmp_path / name).write_text("a b 0 1\n")
+        with pytest.raises(DataError, match=f"holds no audio.*name its table: .*/{name}$"):
+            list_recordings([str(tmp_path)])
+
+
 def test_parts_of_one_file_are_recordings_of_their_own(tmp_path: Path) -> None:
     (whole,) = make(tmp_path / "in", "a.wav")
     asked: list[Any] = []
