@@ -13,9 +13,10 @@ from torch import Tensor
 from asr.decoding_config import DecodingConfig
 from decoding.class_status import END as SENTENCE_END
 from decoding.class_status import ClassGrammar
+from decoding.ctc_prefix import CTCPrefix
 from decoding.frame_sync import BeamSearch
 from decoding.internal_lm import ContextScorer, Interpolated, SplitEnd, Subtracted, density_ratio, ilme
-from decoding.label_emitter import LabelSynchronous
+from decoding.label_emitter import LabelSynchronous, Spelled
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
 from decoding.length_bonus import LengthBonus
@@ -251,6 +252,8 @@ class Knowledge:
         fusion, found = options.fusion, list[Scorer]()
         if options.label_bonus and not isinstance(emitter, LabelSynchronous):  # else the search's own
             found.append(LengthBonus(options.label_bonus, emitter.lengths.device))
+        if options.attention.ctc_weight and isinstance(emitter, Spelled):
+            found.append(CTCPrefix(*emitter.ctc(), options.attention.ctc_weight))
         if self.biasing(options) == "phrases" and any(lists):
             nothing = BoostGraph.build([], self._tokenizer.vocab_size)
             graphs = [one.boost if one and one.boost else nothing for one in lists]

@@ -63,6 +63,19 @@ class Attending(LabelSynchronous, Protocol):
         ...
 
 
+@runtime_checkable
+class Spelled(LabelSynchronous, Protocol):
+    """A label-synchronous family with a CTC head on its encoder."""
+
+    def ctc(self) -> tuple[Tensor, Tensor]:
+        """Its log probabilities ``(B, T, V + 1)``, blank last, and the frames of each utterance ``(B,)``.
+
+        Raises:
+            ConfigError: it was not trained.
+        """
+        ...
+
+
 @torch.no_grad()
 def attended_frames(
     emitter: Attending, hypotheses: list[list[tuple[int, ...]]]

@@ -19,8 +19,10 @@ from asr.families import load_family
 from asr.families.aed.config import AEDConfig, AEDLossConfig
 from asr.families.aed.emitter import AEDEmitter
 from asr.families.aed.model import AED
+from asr.features import fbank
 from asr.recognizer import Recognizer
 from asr.streaming import StreamingRecognizer
+from decoding.ctc_prefix import CTCPrefix
 from decoding.internal_lm import ilme
 from decoding.label_emitter import Attending
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
@@ -204,6 +206,35 @@ def test_a_model_folder_is_loaded_and_transcribes(tmp_path: Path, decoder: dict[
     assert "MAJA NOVAK" in boosted.text
     empty = recognizer.transcribe(samples[0], entities=None, options=strong)
     assert "MAJA NOVAK" not in empty.text
+
+
+def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
+    recognizer = bundle(tmp_path)
+    rng = np.random.default_rng(0)
+    samples = [rng.standard_normal(n).astype(np.float32) / 10 for n in (16000, 9000)]
+    joint = DecodingConfig.model_validate({"attention": {"ctc_weight": 0.5}, "label_bonus": 2.0})
+    with pytest.raises(ConfigError, match="CTC head was not trained.*attention.ctc_weight=0"):
+        recognizer.transcribe(samples, options=joint)
+    torch.nn.init.normal_(recognizer.family.model.ctc.weight, std=3.0)
+    features = [fbank(torch.from_numpy(each), recognizer.features) for each in samples]
+    sizes = torch.tensor([len(each) for each in features])
+    together = recognizer.transcribe(samples, options=joint)
+    for number, transcript in enumerate(together):
+        alone = recognizer.transcribe(samples[number], options=joint)
+        assert [h.text for h in alone.hypotheses] == [h.text for h in transcript.hypotheses]
+        size = sizes[number : number + 1]
+        emitter = recognizer.family.emitter(features[number][None].float(), size, 1.0, 1)
+        logp, frames = emitter.ctc()
+        search = LabelBeamSearch(emitter, LabelBeamConfig(), scorers=[CTCPrefix(logp, frames, 0.5)])
+        for h in search.run()[0]:
+            labels, count = (
+                torch.tensor([h.tokens], dtype=torch.long).view(1, -1),
+                torch.tensor([len(h.tokens)]),
+            )
+            loss = torch.nn.functional.ctc_loss(
+                logp.transpose(0, 1), labels, frames, count, logp.shape[-1] - 1, reduction="sum"
+            )
+            assert h.parts["ctc"] == pytest.approx(-0.5 * float(loss.detach()), abs=1e-2)
 
 
 def test_what_an_attention_model_cannot_do_is_said(tmp_path: Path) -> None:

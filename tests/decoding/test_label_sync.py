@@ -20,10 +20,12 @@ from label_toys import (
     scorer_total,
 )
 from torch import Tensor
+from torch.nn.functional import ctc_loss
 from toys import BigramLM
 from trees import tree_of
 
 from decoding.class_status import ClassGrammar
+from decoding.ctc_prefix import CTCPrefix
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from decoding.phrase_boost import BoostGraph, PhraseBoost
 from decoding.scorer import Scorer
@@ -84,6 +86,26 @@ def test_wide_beam_is_exhaustive(kind: str, alpha: float, bonus: float) -> None:
             for scorer in scorers:
                 part = hypothesis.parts[scorer.name]
                 assert part == pytest.approx(scorer_total(scorer, hypothesis.tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_ctc_beside_a_wide_beam_is_exhaustive(weight: float) -> None:
+    emitter, lengths = ToyLabels([4, 2, 1], 3, seed=1), torch.tensor([7, 4, 1])
+    logits = 2 * torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(2))
+    logp = logits.log_softmax(-1)
+    found = LabelBeamSearch(emitter, WIDE, scorers=[CTCPrefix(logp, lengths, weight)]).run()
+    for utterance, hypotheses in enumerate(found):
+        frames = logp[utterance : utterance + 1, : lengths[utterance]].transpose(0, 1)
+        scores = {h.tokens: h.score for h in hypotheses}
+        for tokens, model in model_totals(emitter, utterance).items():
+            labels, sizes = torch.tensor([tokens], dtype=torch.long).view(1, -1), torch.tensor([len(tokens)])
+            loss = ctc_loss(frames, labels, lengths[utterance : utterance + 1], sizes, 3, reduction="sum")
+            if loss.isinf():
+                assert scores.get(tokens, -torch.inf) < -900 * weight
+            else:
+                assert scores[tokens] == pytest.approx(model - weight * float(loss), abs=1e-3)
+        for h in hypotheses:
+            assert sum(h.parts.values()) == pytest.approx(h.score, abs=1e-3)
 
 
 def test_end_threshold_rules_out_unlikely_ends_only() -> None:

@@ -11,6 +11,7 @@ from asr.decoders.lstm import LSTMDecoder, LSTMDecoderHistories
 from asr.encoders.masks import valid_frames
 from asr.families.aed.model import AED
 from decoding.label_emitter import LabelScores
+from lm.errors import ConfigError
 
 
 class AEDEmitter:
@@ -28,6 +29,7 @@ class AEDEmitter:
         self.num_tokens = model.num_tokens
         self.lengths = self.max_labels = lengths
         self._model = model
+        self._encoded = encoded
         self._histories = _histories(model, encoded, lengths)
 
     def start(self) -> Tensor:
@@ -46,6 +48,16 @@ class AEDEmitter:
     def where(self, state: Tensor) -> Tensor:
         """See ``Attending.where``."""
         return self._histories.where(state)
+
+    def ctc(self) -> tuple[Tensor, Tensor]:
+        """See ``Spelled.ctc``."""
+        if not self._model.ctc.weight.any():
+            raise ConfigError(
+                "attention.ctc_weight with an AED whose CTC head was not trained",
+                "a model trained with loss.ctc_weight above 0",
+                "use attention.ctc_weight=0",
+            )
+        return self._model.ctc(self._encoded).float().log_softmax(-1), self.lengths
 
     def internal(self) -> InternalAED:
         """What the decoder expects of labels when nothing is heard (ILME)."""

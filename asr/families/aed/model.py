@@ -22,7 +22,7 @@ from asr.losses.ctc import ctc_loss
 
 
 class AED(nn.Module):
-    """Encoder and decoder, with a CTC head for training."""
+    """Encoder and decoder, with a CTC head for training and for the search."""
 
     def __init__(self, config: AEDConfig, num_tokens: int) -> None:
         super().__init__()
@@ -37,6 +37,9 @@ class AED(nn.Module):
             self.decoder = LSTMDecoder(config.decoder, num_tokens, self.encoder.width)
         self.output = nn.Linear(self.decoder.width, num_tokens + 1)
         self.ctc = nn.Linear(self.encoder.width, num_tokens + 1)
+        # So that a search can tell a head that was not trained.
+        nn.init.zeros_(self.ctc.weight)
+        nn.init.zeros_(self.ctc.bias)
         self._growing = False
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
