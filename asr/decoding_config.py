@@ -80,7 +80,8 @@ class AttentionConfig(Config):
     """Final scores are divided by (labels + 1) to this power; 0 is off."""
     ctc_weight: float = Field(0.0, ge=0)
     """Weight of the CTC head: log P of all label sequences that begin with the hypothesis, added to the decoder's.
-    λ of Watanabe et al. 2017 is ctc_weight / (1 + ctc_weight)."""
+    λ of Watanabe et al. 2017 is ctc_weight / (1 + ctc_weight). Words then have
+    the times of CTC's best path in place of where the decoder looked."""
     end_threshold: float | None = Field(None, gt=0)
     """A hypothesis may end only if log P(end) is at least this times the best log P(label); 1.1 in arXiv
     1905.04226. Against early ends where language models make labels dearer."""

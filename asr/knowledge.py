@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from torch import Tensor
 from asr.decoding_config import DecodingConfig
 from decoding.class_status import END as SENTENCE_END
 from decoding.class_status import ClassGrammar
+from decoding.ctc_alignment import first_frames
 from decoding.ctc_prefix import CTCPrefix
 from decoding.frame_sync import BeamSearch
 from decoding.internal_lm import ContextScorer, Interpolated, SplitEnd, Subtracted, density_ratio, ilme
-from decoding.label_emitter import LabelSynchronous, Spelled
-from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
+from decoding.label_emitter import LabelSynchronous, Spelled, attended_frames
+from decoding.label_sync import Heard, LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
 from decoding.length_bonus import LengthBonus
 from decoding.phrase_boost import BoostGraph, PhraseBoost
@@ -297,7 +299,9 @@ class Knowledge:
         grammar = self.grammar(emitter, lists, options, surroundings)
         scorers = self.scorers(emitter, lists, options, surroundings)
         if isinstance(emitter, LabelSynchronous):
-            return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers)
+            spelled = isinstance(emitter, Spelled) and options.attention.ctc_weight > 0
+            locate = partial(_heard, cast("Spelled", emitter)) if spelled else None
+            return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers, locate)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
         return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
 
@@ -351,6 +355,16 @@ def _encoded(model: ContextualLM, surroundings: Surroundings) -> Tensor:
     """What ``model`` has fields for."""
     known = {field.name for field in model.config.fields}
     return model.encode([{k: v for k, v in (each or {}).items() if k in known} for each in surroundings])
+
+
+def _heard(emitter: Spelled, tokens: Heard) -> Heard:
+    """When CTC hears tokens, or where the decoder looked for those that CTC has too few frames for."""
+    frames = first_frames(*emitter.ctc(), tokens)
+    if not any(None in found for found in frames):
+        return [[places or () for places in found] for found in frames]
+    looked = attended_frames(emitter, tokens)
+    pairs = (zip(*both, strict=True) for both in zip(frames, looked, strict=True))
+    return [[other if places is None else places for places, other in found] for found in pairs]
 
 
 def _label_beam(options: DecodingConfig) -> LabelBeamConfig:

@@ -64,7 +64,7 @@ class Attending(LabelSynchronous, Protocol):
 
 
 @runtime_checkable
-class Spelled(LabelSynchronous, Protocol):
+class Spelled(Attending, Protocol):
     """A label-synchronous family with a CTC head on its encoder."""
 
     def ctc(self) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,10 @@ plain language model as the last scorer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -55,6 +56,10 @@ from lm.errors import ConfigError
 
 CLASS_LM, CLASSES = "lm", "classes"
 """Names of the class grammar's parts: outside and inside entities."""
+Heard: TypeAlias = list[list[tuple[int, ...]]]
+"""Tokens of some hypotheses of each utterance, or their frames."""
+Locate: TypeAlias = Callable[[Heard], Heard]
+"""From tokens to frames."""
 
 
 class LabelBeamConfig(Config):
@@ -95,14 +100,16 @@ class Ended:
 class LabelBeamSearch:
     """One search; make a new one for each batch.
 
-    A scorer of weight 0 is left out. The hypotheses' ``frames`` are where the emitter attended for each label,
-    and empty if it is not ``Attending``. With length normalisation their ``score`` is the normalised one.
+    A scorer of weight 0 is left out. The hypotheses' ``frames`` are where ``locate`` says, without it where the
+    emitter attended for each label, and empty if it is not ``Attending``. With length normalisation their
+    ``score`` is the normalised one.
 
     Args:
         emitter: the model.
         config: settings.
         grammar: class language model.
         scorers: further knowledge sources; their ``finish`` is added with the end.
+        locate: frame of each label of the hypotheses found, by utterance.
 
     Raises:
         ConfigError: two parts of the score have the same name.
@@ -114,8 +121,10 @@ class LabelBeamSearch:
         config: LabelBeamConfig,
         grammar: ClassGrammar | None = None,
         scorers: Sequence[Scorer] = (),
+        locate: Locate | None = None,
     ) -> None:
         self._emitter = emitter
+        self._locate = locate or partial(_attended, emitter)
         self._config = config
         self._grammar = grammar
         bonus = [LengthBonus(config.length_bonus, emitter.max_labels.device)] if config.length_bonus else []
@@ -394,12 +403,8 @@ class LabelBeamSearch:
         return replace(raw, score=score, parts=parts)
 
     def _located(self, lists: list[list[RawHypothesis]]) -> list[list[RawHypothesis]]:
-        """The lists with the frames that the emitter attended to; without any if it does not tell."""
-        tokens = [[raw.tokens for raw in found] for found in lists]
-        if isinstance(self._emitter, Attending):
-            frames = attended_frames(self._emitter, tokens)
-        else:
-            frames = [[() for _ in found] for found in lists]
+        """The lists with the frames in which their labels were heard."""
+        frames = self._locate([[raw.tokens for raw in found] for found in lists])
         return [
             [replace(raw, frames=where) for raw, where in zip(found, places, strict=True)]
             for found, places in zip(lists, frames, strict=True)
@@ -409,6 +414,13 @@ class LabelBeamSearch:
         """What the length of its list cost the entity of ``tokens`` that ends at ``node``."""
         share = self._grammar.graph.share_logp(node, tokens) if self._grammar else 0.0
         return -self._config.class_weight * share
+
+
+def _attended(emitter: LabelSynchronous, tokens: Heard) -> Heard:
+    """The frames that the emitter attended to; none if it does not tell."""
+    if isinstance(emitter, Attending):
+        return attended_frames(emitter, tokens)
+    return [[() for _ in found] for found in tokens]
 
 
 def best_surfaces(score: Tensor, surface: Tensor, size: int, room: int) -> tuple[Tensor, Tensor]:

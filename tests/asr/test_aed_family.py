@@ -20,11 +20,13 @@ from asr.families.aed.config import AEDConfig, AEDLossConfig
 from asr.families.aed.emitter import AEDEmitter
 from asr.families.aed.model import AED
 from asr.features import fbank
+from asr.knowledge import _heard
 from asr.recognizer import Recognizer
 from asr.streaming import StreamingRecognizer
+from decoding.ctc_alignment import first_frames
 from decoding.ctc_prefix import CTCPrefix
 from decoding.internal_lm import ilme
-from decoding.label_emitter import Attending
+from decoding.label_emitter import Attending, attended_frames
 from decoding.label_sync import LabelBeamConfig, LabelBeamSearch
 from lm.errors import ConfigError
 from lm.tokenizer import Tokenizer
@@ -223,6 +225,9 @@ def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
         alone = recognizer.transcribe(samples[number], options=joint)
         assert [h.text for h in alone.hypotheses] == [h.text for h in transcript.hypotheses]
         size = sizes[number : number + 1]
+        starts = [word.start_s for word in transcript.words]
+        assert starts == sorted(starts)
+        assert len(starts) == len(set(starts)), "a frame of CTC says one label"
         emitter = recognizer.family.emitter(features[number][None].float(), size, 1.0, 1)
         logp, frames = emitter.ctc()
         search = LabelBeamSearch(emitter, LabelBeamConfig(), scorers=[CTCPrefix(logp, frames, 0.5)])
@@ -235,6 +240,19 @@ def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
                 logp.transpose(0, 1), labels, frames, count, logp.shape[-1] - 1, reduction="sum"
             )
             assert h.parts["ctc"] == pytest.approx(-0.5 * float(loss.detach()), abs=1e-2)
+
+
+@torch.no_grad()
+def test_what_ctc_has_too_few_frames_for_is_where_the_decoder_looked() -> None:
+    model = make("transformer", sharpness=4.0)
+    torch.nn.init.normal_(model.ctc.weight)
+    emitter = AEDEmitter(model, *model.encode(torch.randn(2, 32, 8), torch.tensor([32, 20])))
+    tokens = [[(1,) * 8, (1, 2)], [(3,)]]
+    expected = attended_frames(emitter, tokens)
+    assert first_frames(*emitter.ctc(), tokens)[0][0] is None
+    found = _heard(emitter, tokens)
+    assert found[0][0] == expected[0][0]
+    assert found[0][1] == first_frames(*emitter.ctc(), [[(1, 2)], []])[0][0]
 
 
 def test_what_an_attention_model_cannot_do_is_said(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.alignment import align_labels
+from decoding.ctc_alignment import first_frames
 from lm.errors import DataError
 
 BLANK = 2
@@ -42,6 +43,21 @@ def test_the_best_of_all_paths_is_found(seed: int, frames: int, labels: list[int
     expected = best(logp.double(), labels)
     if expected is None:
         with pytest.raises(DataError, match=f"{len(labels)} labels in {frames} frames"):
-            align_labels(logp, labels, BLANK)
+            align_labels(logp, labels)
     else:
-        assert align_labels(logp, labels, BLANK) == expected
+        assert align_labels(logp, labels) == expected
+
+
+def test_a_batch_is_its_sequences() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logp = (3 * torch.randn(3, 30, 5, generator=draws)).log_softmax(-1)
+    lengths = torch.tensor([30, 3, 0])
+    sequences = [[[0, 1, 1, 2], [], [3] * 9], [[0, 1], [2, 2, 2]], [[], [1]]]
+    found = first_frames(logp, lengths, sequences)
+    assert found[1][1] is None
+    assert found[2] == [(), None]
+    for row, (each, places) in enumerate(zip(sequences, found, strict=True)):
+        for labels, place in zip(each, places, strict=True):
+            if place is not None and labels:
+                assert list(place) == align_labels(logp[row, : lengths[row]], labels)
+    assert first_frames(logp, lengths, [[], [], []]) == [[], [], []]
