@@ -2,9 +2,10 @@
 
 Every weight multiplies a part that each hypothesis carries, so ranking a list under other weights is a sum (Och
 2003, minimum error rate training, on a grid). That is exact for what is added to the model's scores: fusion, what
-is taken out, phrases, the bonus of labels, a second pass. A class bonus and the scale of a factorized transducer's
-language model also move the normaliser, which is left as it was: first order. In either case hypotheses that the
-search had dropped are missing, so whoever uses this searches once more with what was chosen.
+is taken out, phrases, the bonus of labels, CTC beside a decoder, a second pass. A class bonus and the scale of a
+factorized transducer's language model also move the normaliser, which is left as it was: first order. In either
+case hypotheses that the search had dropped are missing, so whoever uses this searches once more with what was
+chosen.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ DEFAULTS: dict[str, tuple[float, ...]] = {
     "fusion.internal_weight": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
     "rescoring.weight": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
     "rescoring.internal_weight": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "attention.ctc_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     "class_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
     "phrase_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
     "label_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
@@ -44,6 +46,7 @@ _PARTS = {
     "fusion.internal_weight": ("ilme", "density_ratio"),
     "rescoring.weight": ("rescoring",),
     "rescoring.internal_weight": ("rescoring_internal",),
+    "attention.ctc_weight": ("ctc",),
     "phrase_bonus": ("phrases",),
     "label_bonus": ("length",),
     "lm_scale": ("lm", "classes"),
@@ -88,6 +91,7 @@ def applicable(
         "fusion.internal_weight": options.fusion.internal != "none",
         "rescoring.weight": bool(options.rescoring.lm),
         "rescoring.internal_weight": bool(options.rescoring.internal_lm),
+        "attention.ctc_weight": options.attention.ctc_weight > 0,
         "class_bonus": has_lists and biasing == "classes",
         "phrase_bonus": has_lists and biasing == "phrases",
         "label_bonus": fused,

@@ -109,6 +109,20 @@ def test_only_what_matters_is_tuned() -> None:
     assert list(applicable(SEARCHED, False, "none", False)) == ["fusion.weight", "label_bonus"]
     mixed = SEARCHED.changed({"fusion": {"how": "mix"}}, "test")
     assert "fusion.weight" not in applicable(mixed, False, "classes", True)
+    joint = plain.changed({"attention": {"ctc_weight": 0.5}}, "test")
+    assert list(applicable(joint, False, "none", False)) == ["attention.ctc_weight"]
+
+
+def test_ctc_beside_a_decoder_is_ranked_by_its_part() -> None:
+    joint = DecodingConfig.model_validate({"attention": {"ctc_weight": 0.5}})
+    nbest = tuple(
+        Hypothesis(text, model + ctc, {"model": model, "ctc": ctc}, (), ())
+        for text, model, ctc in (("wrong", -1.0, -1.0), ("right", -2.0, -0.5))
+    )
+    found = {"a": Transcript("a", "wrong", 1.0, (), (), nbest)}
+    grid = {"attention.ctc_weight": [0.5, 0.9, 1.1]}
+    tuned = tune(found, {"a": parse("right")}, grid, joint, external=False)
+    assert [choice.wer for choice in tuned.tried] == [1.0, 1.0, 0.0]
 
 
 def test_the_search_has_every_part() -> None:
