@@ -105,6 +105,34 @@ def test_cell(
         alike(alone, result)
 
 
+@pytest.mark.parametrize("model", ["", *MODELS])
+@pytest.mark.parametrize("internal", internals("aed"), ids=str)
+@pytest.mark.parametrize("biasing", ["none", "classes", "phrases"])
+@pytest.mark.parametrize("second", ["", "ngram"])
+def test_ctc_beside_the_decoder(
+    recognizers: dict[str, Recognizer], model: str, internal: dict[str, Any], biasing: str, second: str
+) -> None:
+    if biasing == "classes" and not model:
+        return  # refused: test_what_does_not_go_together
+    recognizer = recognizers["aed"]
+    torch.manual_seed(4)
+    torch.nn.init.normal_(recognizer.family.model.ctc.weight)
+    options = options_of(
+        recognizer,
+        biasing=biasing,
+        attention={"ctc_weight": 0.4},
+        fusion={"lm": model, "weight": 0.3, **internal},
+        rescoring={"lm": second, "weight": 0.2, "internal_lm": second and "bigram"},
+        search={"beam": 4},
+    )
+    recordings = [sound(1.5, 1), sound(2.2, 2)]
+    lists = [LISTS, None] if biasing != "none" else [None, None]
+    together = recognizer.transcribe(recordings, entities=lists, options=options)
+    for recording, entities, result in zip(recordings, lists, together, strict=True):
+        check(result, {"model", "ctc"} | ({"rescoring"} if second else set()) | ({"lm"} if model else set()))
+        alike(recognizer.transcribe(recording, entities=entities, options=options), result)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("biasing", ["none", "classes", "phrases"])
 @pytest.mark.parametrize("unit", ["subword", "word"])
