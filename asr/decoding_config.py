@@ -78,10 +78,10 @@ class AttentionConfig(Config):
 
     length_normalisation: float = Field(0.0, ge=0, le=1)
     """Final scores are divided by (labels + 1) to this power; 0 is off."""
-    ctc_weight: float = Field(0.0, ge=0)
-    """Weight of the CTC head: log P of all label sequences that begin with the hypothesis, added to the decoder's.
-    λ of Watanabe et al. 2017 is ctc_weight / (1 + ctc_weight). Words then have
-    the times of CTC's best path in place of where the decoder looked."""
+    ctc_weight: float | None = Field(None, ge=0)
+    """Weight of the CTC head: log P of all label sequences that begin with the hypothesis, added to the decoder's;
+    λ of Watanabe et al. 2017 is ctc_weight / (1 + ctc_weight). Words then have the times of CTC's best path, not of
+    where the decoder looked. If not said, 1 where the head was trained, else 0."""
     end_threshold: float | None = Field(None, gt=0)
     """A hypothesis may end only if log P(end) is at least this times the best log P(label); 1.1 in arXiv
     1905.04226. Against early ends where language models make labels dearer."""

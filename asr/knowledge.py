@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from decoding.ctc_alignment import first_frames
 from decoding.ctc_prefix import CTCPrefix
 from decoding.frame_sync import BeamSearch
 from decoding.internal_lm import ContextScorer, Interpolated, SplitEnd, Subtracted, density_ratio, ilme
-from decoding.label_emitter import LabelSynchronous, Spelled, attended_frames
+from decoding.label_emitter import Attending, LabelSynchronous, Spelled, attended_frames
 from decoding.label_sync import Heard, LabelBeamConfig, LabelBeamSearch
 from decoding.lattice_rescoring import rescore_lattices
 from decoding.length_bonus import LengthBonus
@@ -41,6 +41,8 @@ Surroundings: TypeAlias = Sequence[UtteranceContext | None]
 """What surrounds each utterance of a batch; empty where nothing is known of any."""
 MAX_LISTS = 64
 """Compiled sets of entity lists that are kept."""
+CTC_WEIGHT = 1.0
+"""Weight of a trained CTC head beside a decoder where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +256,8 @@ class Knowledge:
         fusion, found = options.fusion, list[Scorer]()
         if options.label_bonus and not isinstance(emitter, LabelSynchronous):  # else the search's own
             found.append(LengthBonus(options.label_bonus, emitter.lengths.device))
-        if options.attention.ctc_weight and isinstance(emitter, Spelled):
-            found.append(CTCPrefix(*emitter.ctc(), options.attention.ctc_weight))
+        if spelled := _spelled(emitter, options):
+            found.append(CTCPrefix(*spelled))
         if self.biasing(options) == "phrases" and any(lists):
             nothing = BoostGraph.build([], self._tokenizer.vocab_size)
             graphs = [one.boost if one and one.boost else nothing for one in lists]
@@ -299,8 +301,8 @@ class Knowledge:
         grammar = self.grammar(emitter, lists, options, surroundings)
         scorers = self.scorers(emitter, lists, options, surroundings)
         if isinstance(emitter, LabelSynchronous):
-            spelled = isinstance(emitter, Spelled) and options.attention.ctc_weight > 0
-            locate = partial(_heard, cast("Spelled", emitter)) if spelled else None
+            spelled = _spelled(emitter, options)
+            locate = partial(_heard, emitter, spelled[:2]) if spelled else None
             return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers, locate)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
         return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
@@ -357,9 +359,30 @@ def _encoded(model: ContextualLM, surroundings: Surroundings) -> Tensor:
     return model.encode([{k: v for k, v in (each or {}).items() if k in known} for each in surroundings])
 
 
-def _heard(emitter: Spelled, tokens: Heard) -> Heard:
+def _spelled(emitter: Any, options: DecodingConfig) -> tuple[Tensor, Tensor, float] | None:
+    """What CTC says beside a decoder, and its weight; None where it has no say.
+
+    Raises:
+        ConfigError: a weight for a head that was not trained.
+    """
+    weight = options.attention.ctc_weight
+    if weight == 0 or not isinstance(emitter, Spelled):
+        return None
+    said = emitter.ctc()
+    if said is not None:
+        return *said, CTC_WEIGHT if weight is None else weight
+    if weight is None:
+        return None
+    raise ConfigError(
+        f"attention.ctc_weight {weight:g} with a model whose CTC head was not trained",
+        "one trained with loss.ctc_weight above 0",
+        "use attention.ctc_weight=0",
+    )
+
+
+def _heard(emitter: Attending, said: tuple[Tensor, Tensor], tokens: Heard) -> Heard:
     """When CTC hears tokens, or where the decoder looked for those that CTC has too few frames for."""
-    frames = first_frames(*emitter.ctc(), tokens)
+    frames = first_frames(*said, tokens)
     if not any(None in found for found in frames):
         return [[places or () for places in found] for found in frames]
     looked = attended_frames(emitter, tokens)

@@ -91,7 +91,7 @@ def applicable(
         "fusion.internal_weight": options.fusion.internal != "none",
         "rescoring.weight": bool(options.rescoring.lm),
         "rescoring.internal_weight": bool(options.rescoring.internal_lm),
-        "attention.ctc_weight": options.attention.ctc_weight > 0,
+        "attention.ctc_weight": bool(options.attention.ctc_weight),
         "class_bonus": has_lists and biasing == "classes",
         "phrase_bonus": has_lists and biasing == "phrases",
         "label_bonus": fused,

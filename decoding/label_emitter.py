@@ -67,11 +67,10 @@ class Attending(LabelSynchronous, Protocol):
 class Spelled(Attending, Protocol):
     """A label-synchronous family with a CTC head on its encoder."""
 
-    def ctc(self) -> tuple[Tensor, Tensor]:
+    def ctc(self) -> tuple[Tensor, Tensor] | None:
         """Its log probabilities ``(B, T, V + 1)``, blank last, and the frames of each utterance ``(B,)``.
 
-        Raises:
-            ConfigError: it was not trained.
+        None if it was not trained.
         """
         ...
 

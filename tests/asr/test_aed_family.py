@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from asr.bundle import save_bundle
 from asr.data.examples import Batch, Example, make_batch
-from asr.decoding_config import DecodingConfig
+from asr.decoding_config import AttentionConfig, DecodingConfig
 from asr.families import load_family
 from asr.families.aed.config import AEDConfig, AEDLossConfig
 from asr.families.aed.emitter import AEDEmitter
@@ -215,9 +216,17 @@ def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(n).astype(np.float32) / 10 for n in (16000, 9000)]
     joint = DecodingConfig.model_validate({"attention": {"ctc_weight": 0.5}, "label_bonus": 2.0})
-    with pytest.raises(ConfigError, match="CTC head was not trained.*attention.ctc_weight=0"):
+    with pytest.raises(ConfigError, match=r"CTC head was not trained.*attention.ctc_weight=0"):
         recognizer.transcribe(samples, options=joint)
+    plain = {
+        name: joint.model_copy(update={"attention": AttentionConfig(ctc_weight=weight)})
+        for name, weight in (("said", 0.0), ("default", None), ("one", 1.0))
+    }
+    same = [recognizer.transcribe(samples[0], options=plain[name]) for name in ("said", "default")]
+    assert replace(same[0], id="") == replace(same[1], id=""), "a head that was not trained has no say"
     torch.nn.init.normal_(recognizer.family.model.ctc.weight, std=3.0)
+    same = [recognizer.transcribe(samples[0], options=plain[name]) for name in ("one", "default")]
+    assert replace(same[0], id="") == replace(same[1], id="")
     features = [fbank(torch.from_numpy(each), recognizer.features) for each in samples]
     sizes = torch.tensor([len(each) for each in features])
     together = recognizer.transcribe(samples, options=joint)
@@ -249,10 +258,12 @@ def test_what_ctc_has_too_few_frames_for_is_where_the_decoder_looked() -> None:
     emitter = AEDEmitter(model, *model.encode(torch.randn(2, 32, 8), torch.tensor([32, 20])))
     tokens = [[(1,) * 8, (1, 2)], [(3,)]]
     expected = attended_frames(emitter, tokens)
-    assert first_frames(*emitter.ctc(), tokens)[0][0] is None
-    found = _heard(emitter, tokens)
+    said = emitter.ctc()
+    assert said is not None
+    assert first_frames(*said, tokens)[0][0] is None
+    found = _heard(emitter, said, tokens)
     assert found[0][0] == expected[0][0]
-    assert found[0][1] == first_frames(*emitter.ctc(), [[(1, 2)], []])[0][0]
+    assert found[0][1] == first_frames(*said, [[(1, 2)], []])[0][0]
 
 
 def test_what_an_attention_model_cannot_do_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from asr.decoders.lstm import LSTMDecoder, LSTMDecoderHistories
 from asr.encoders.masks import valid_frames
 from asr.families.aed.model import AED
 from decoding.label_emitter import LabelScores
-from lm.errors import ConfigError
 
 
 class AEDEmitter:
@@ -49,14 +48,10 @@ class AEDEmitter:
         """See ``Attending.where``."""
         return self._histories.where(state)
 
-    def ctc(self) -> tuple[Tensor, Tensor]:
+    def ctc(self) -> tuple[Tensor, Tensor] | None:
         """See ``Spelled.ctc``."""
         if not self._model.ctc.weight.any():
-            raise ConfigError(
-                "attention.ctc_weight with an AED whose CTC head was not trained",
-                "a model trained with loss.ctc_weight above 0",
-                "use attention.ctc_weight=0",
-            )
+            return None
         return self._model.ctc(self._encoded).float().log_softmax(-1), self.lengths
 
     def internal(self) -> InternalAED:
