@@ -302,7 +302,9 @@ class Knowledge:
         scorers = self.scorers(emitter, lists, options, surroundings)
         if isinstance(emitter, LabelSynchronous):
             spelled = _spelled(emitter, options)
-            locate = partial(_heard, emitter, spelled[:2]) if spelled else None
+            locate = None
+            if spelled and isinstance(emitter, Attending):
+                locate = partial(_heard, emitter, spelled[:2])
             return LabelBeamSearch(emitter, _label_beam(options), grammar, scorers, locate)
         over_lattice = options.rescoring.active and options.rescoring.over == "lattice"
         return BeamSearch(emitter, options.search, grammar, scorers, lattices=lattices or over_lattice)
