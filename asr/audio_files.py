@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -25,7 +26,7 @@ def open_sound(path: Path) -> Any:
 
     _check_file(path)
     try:
-        sound = soundfile.SoundFile(path)
+        sound = soundfile.SoundFile(os.fsencode(path))  # as bytes: a name need not be UTF-8
     except (RuntimeError, TypeError):  # TypeError: a name that ends in .raw
         sound = _decode_with_librosa(path)
     try:
@@ -55,7 +56,7 @@ def readable_s(path: Path) -> float:
     import soundfile
 
     done = 0
-    with soundfile.SoundFile(path) as sound:
+    with soundfile.SoundFile(os.fsencode(path)) as sound:
         try:
             while read := len(sound.read(max(sound.samplerate // 16, 1))):
                 done += read

@@ -86,7 +86,7 @@ def save_bundle(
         raise BundleError(
             f"a bundle configuration with {error}", "numbers, strings, lists and mappings", "convert it first"
         ) from None
-    _check_target(folder)
+    check_target(folder)
     _write_and_swap(folder, files)
     return folder
 
@@ -300,7 +300,12 @@ def _sibling(folder: Path, what: str) -> Path:
     return folder.parent / f".{folder.name}.{what}"
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
+    """Make sure that a bundle may be written to ``folder``.
+
+    Raises:
+        BundleError: it is a file, or holds other files.
+    """
     if not folder.exists() or (folder / CONFIG).is_file() or (folder.is_dir() and not any(folder.iterdir())):
         return
     kind = "a folder with other files" if folder.is_dir() else "a file"

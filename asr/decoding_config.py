@@ -105,7 +105,8 @@ class DecodingConfig(Config):
     class_bonus: float = 0.0
     """Nats added to the log odds of every class against surface words; the only weight of classes."""
     phrase_bonus: float = Field(1.0, ge=0)
-    """Nats added for each token of a phrase found, with biasing 'phrases'."""
+    """Nats added for each token of a phrase found, with biasing 'phrases'. So often the log of an entry's weight,
+    against the mean of its class, is added once a phrase."""
     label_bonus: float = 0.0
     """Nats added for each label; language models in fusion make labels dearer and words are lost without it."""
     fusion: FusionConfig = FusionConfig()

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,12 +169,15 @@ class Knowledge:
             return None
         key = (catalog.fingerprint(), biasing == "phrases")
         if key not in self._lists:
-            encoded = encode_catalog(catalog, self._tokenizer)
+            encoded = encode_catalog(catalog, self._tokenizer, foreign=biasing == "phrases")
             vocab, classes = self._tokenizer.vocab_size, self._tokenizer.num_classes
-            boost = _phrases(encoded, vocab) if biasing == "phrases" else None
+            if biasing == "phrases":
+                tree, boost = PrefixTree.empty(vocab, classes), _phrases(encoded, vocab)
+            else:
+                tree, boost = PrefixTree.build(encoded, vocab, classes), None
             if len(self._lists) >= MAX_LISTS:
                 self._lists.pop(next(iter(self._lists)))
-            self._lists[key] = Lists(encoded, PrefixTree.build(encoded, vocab, classes), boost)
+            self._lists[key] = Lists(encoded, tree, boost)
         return self._lists[key]
 
     def check(self, surroundings: Surroundings, options: DecodingConfig) -> None:
@@ -426,6 +430,9 @@ def resolve_biasing(
 def _phrases(encoded: EncodedCatalog, vocab: int) -> BoostGraph:
     """All entries of all classes as phrases.
 
+    In classes the weight of an entry is its share of the class. Here its log, against the class's mean, is added
+    once to the bonuses of its tokens, which do not become penalties.
+
     Raises:
         ConfigError: a class that is not a list.
     """
@@ -436,9 +443,10 @@ def _phrases(encoded: EncodedCatalog, vocab: int) -> BoostGraph:
                 "listed phrases, or biasing 'classes'",
                 "list the phrases, or use a model with a class language model",
             )
-    phrases = [
-        (kind.tokens[a:b].tolist(), 1.0)
-        for kind in encoded.classes
-        for a, b in zip(kind.offsets[:-1], kind.offsets[1:], strict=True)
-    ]
+    phrases = list[tuple[list[int], float]]()
+    for kind in encoded.classes:
+        weight = np.array([entry.weight for entry in encoded.catalog.classes[kind.name].entries])
+        more = np.log(weight / weight.mean())[kind.entry] / np.diff(kind.offsets)
+        parts = np.split(kind.tokens, kind.offsets[1:-1])
+        phrases += zip((part.tolist() for part in parts), np.maximum(1 + more, 0).tolist(), strict=True)
     return BoostGraph.build(phrases, vocab)

@@ -260,13 +260,14 @@ class Recognizer:
             found.append((cast("Transcript", recording.result()), held))
         return found
 
-    def report(self, entities: Entities) -> EncodingReport:
-        """What the model makes of each entry of the lists.
+    def report(self, entities: Entities, options: DecodingConfig | None = None) -> EncodingReport:
+        """What the model makes of each entry of the lists; only as classes must it know their classes.
 
         Raises:
             EntityListError: a class the model does not know, or one without a usable entry.
         """
-        return encode_catalog(self.catalog(entities) or EntityCatalog.empty(), self.tokenizer).report
+        catalog, classes = self.catalog(entities) or EntityCatalog.empty(), self.biasing(options) == "classes"
+        return encode_catalog(catalog, self.tokenizer, foreign=not classes).report
 
     def biasing(self, options: DecodingConfig | None = None) -> str:
         """What lists are used for under ``options``: ``classes``, ``phrases`` or ``none``.

@@ -11,7 +11,7 @@ chosen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,19 @@ DEFAULTS: dict[str, tuple[float, ...]] = {
     "lm_scale": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2),
 }
 """What is tried where nothing else is asked for."""
+
+ANYWHERE = ("label_bonus", "attention.ctc_weight")
+"""What may be tuned though it has no part by default."""
+
+_NEEDS = {
+    "fusion.weight": "a language model (--lm) with fusion.how=add",
+    "fusion.internal_weight": "fusion.internal=ilme or lm",
+    "rescoring.weight": "a language model for the second pass (--rescore-lm)",
+    "rescoring.internal_weight": "rescoring.internal_lm",
+    "class_bonus": "lists of names (--entities) as classes",
+    "phrase_bonus": "lists of names (--entities) as phrases: biasing=phrases",
+    "lm_scale": "a factorized model",
+}
 
 _PARTS = {
     "fusion.internal_weight": ("ilme", "density_ratio"),
@@ -100,19 +113,25 @@ def applicable(
     return {name: values for name, values in DEFAULTS.items() if wanted[name]}
 
 
-def check_grid(grid: Mapping[str, Sequence[float]]) -> None:
-    """Refuse what cannot be tuned this way.
+def check_grid(grid: Mapping[str, Sequence[float]], useful: Collection[str] = tuple(DEFAULTS)) -> None:
+    """Refuse what cannot be tuned this way; ``useful`` are the settings that matter, as of ``applicable``.
 
     Raises:
-        ConfigError: an unknown setting, no values, or too many choices.
+        ConfigError: an unknown setting, one that does nothing, no values, or too many choices.
     """
     if not grid:
         raise ConfigError(
-            "nothing to tune", "a language model (--lm) or lists of names (--entities)", "or name it: --tune"
+            "nothing to tune: no language model and no lists in use",
+            "a language model (--lm), or lists of names (--entities; not with biasing none)",
+            "or name it: --tune",
         )
     for name, values in grid.items():
         if name not in DEFAULTS:
             raise ConfigError(f"--tune {name}", f"one of {', '.join(DEFAULTS)}", "correct the name")
+        if name not in useful and name not in ANYWHERE:
+            raise ConfigError(
+                f"--tune {name}, which has no part in this search", _NEEDS[name], "add that, or leave it out"
+            )
         if not values or not any(values):
             raise ConfigError(
                 f"--tune {name} with {list(values)}", "a value other than 0", "give more values"

@@ -302,26 +302,29 @@ class EncodedCatalog:
         return Reader(self.catalog.classes, self.report.tokenizer)
 
 
-def encode_catalog(catalog: EntityCatalog, tokenizer: Tokenizer) -> EncodedCatalog:
+def encode_catalog(catalog: EntityCatalog, tokenizer: Tokenizer, foreign: bool = False) -> EncodedCatalog:
     """Tokens of every spoken form; a class that is unknown or encodes to nothing is an error.
 
-    A class that the model does not know may still be named by the entries of one that it does.
+    A class that the model does not know may still be named by the entries of one that it does; with ``foreign``,
+    for lists as phrases, any class may be there, with -1 for its index.
     """
     catalog = catalog.canonical()
     classes = catalog.classes
     forms = {name: forms_of(kind) for name, kind in classes.items()}
     named = check_references(classes, forms)
     unknown = sorted(set(classes) - set(tokenizer.classes) - named)
-    if unknown:
+    if unknown and not foreign:
         known = ", ".join(tokenizer.classes) or "none"
         problem = f"class {unknown[0]!r} of the entity lists"
-        raise EntityListError(problem, f"a class of the model: {known}", "rename or drop the class")
+        raise EntityListError(
+            problem, f"a class of the model: {known}", "rename or drop it, or use biasing=phrases"
+        )
     report = EncodingReport(catalog, tokenizer, {})
     compiler = ClassCompiler(classes, forms, tokenizer, report.encodable)
     encoded = []
     for name, kind in classes.items():
         one = _encode_class(kind, forms[name], compiler, report)
-        encoded += [one] if name in tokenizer.classes else []
+        encoded += [one] if foreign or name in tokenizer.classes else []
     for name in classes:
         if not report.encodable[name].any():
             failed = [row for row in report.rows() if row.class_name == name][:3]

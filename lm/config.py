@@ -14,9 +14,9 @@ from lm.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, unknown keys rejected, field docstrings kept as help."""
+    """Base of every configuration: immutable, unknown keys and NaN rejected, docstrings are help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -36,6 +36,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", "a YAML file", "check the path") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "a YAML file", "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML ({error})", "a YAML mapping", "mend the file") from None
     if loaded is None:

@@ -23,7 +23,10 @@ from recipes.train import Layout
 
 
 def tune_and_pack(config: RecipeConfig, folder: Layout) -> None:
-    """Choose every system's settings on dev and write the model folder with the last system's."""
+    """Choose every system's settings on dev and write the model folder with the last system's.
+
+    Where that had no use for lists, the folder has ``auto``: who hands over a list wants it used.
+    """
     from asr.bundle import save_bundle
     from asr.training.checkpoint import load_tensors
 
@@ -40,7 +43,8 @@ def tune_and_pack(config: RecipeConfig, folder: Layout) -> None:
     save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
     chosen = {system.name: _tune(system, config, folder) for system in config.systems}
     folder.tuned.write_text(json.dumps(chosen, indent=1))
-    values["decoding"] = chosen[config.systems[-1].name]["decoding"]
+    last = chosen[config.systems[-1].name]["decoding"]
+    values["decoding"] = {**last, "biasing": "auto"} if last["biasing"] == "none" else last
     save_bundle(folder.model, values, tensors, tokenizer, readme, extra=extra)
 
 

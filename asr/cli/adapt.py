@@ -69,15 +69,19 @@ def adapt(
       asr adapt requests.txt --model exp/model --out exp/model-requests
       asr adapt requests.txt --dev dev.txt --general old.txt --kl 0.5 --model exp/model --out exp/adapted
     """
+    from asr.bundle import check_target
     from asr.training.adaptation import AdaptationConfig, vocabulary_predictor
+    from lm.config import build_config
 
     if out.resolve() == model.resolve():
         raise ConfigError(f"--out {out}, the model itself", "another folder", "name a new one")
+    check_target(out)
+    given = {"kl_weight": kl, "epochs": epochs, "peak_lr": peak_lr, "class_rate": class_rate}
+    config = build_config(AdaptationConfig, given, "asr adapt")
     recognizer = load_recognizer(model, device)
     vocabulary_predictor(recognizer)
     place = out.with_name(f"{out.name}-training")
     texts = _encode(recognizer, text, dev, general, place)
-    config = AdaptationConfig(kl_weight=kl, epochs=epochs, peak_lr=peak_lr, class_rate=class_rate)
     found = _adapt(recognizer, model, texts, config, place, seed)
     _save(model, recognizer, out, text, found, kl)
     say(f"wrote {out}; curves and checkpoints are in {place}")

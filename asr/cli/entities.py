@@ -11,6 +11,7 @@ from asr.cli.console import say
 from lm.errors import EntityListError
 
 if TYPE_CHECKING:
+    from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
     from asr.recordings import AudioPart, Recording
     from lm.classes import EntityCatalog
@@ -44,24 +45,28 @@ class GivenEntities:
             return cls(found, found.fingerprint() if found else None)
         return cls(by_path(found, recordings, path, "lists"), fingerprint(found))
 
-    def check(self, recognizer: Recognizer) -> dict[str, int] | None:
+    def check(self, recognizer: Recognizer, options: DecodingConfig) -> dict[str, int] | None:
         """How many entries fare how in the model; says what is wrong with them. None without lists.
+
+        Also says what of them ``options`` have no use for.
 
         Raises:
             EntityListError: the one list cannot be used. A recording's own ends that recording alone, later.
         """
         if not self.lists:
             return None
+        several = list(self.lists.values()) if isinstance(self.lists, Mapping) else [self.lists]
+        _warn_of_unused(several, recognizer.biasing(options))
         if not isinstance(self.lists, Mapping):
-            report = recognizer.report(self.lists)
+            report = recognizer.report(self.lists, options)
             counts = report.counts()
             if counts["partly"] or counts["failed"]:
                 say(f"warning: {report.summary()}; asr classes shows them all")
             return counts
         counts = {"ok": 0, "partly": 0, "failed": 0}
-        for catalog in {each.fingerprint(): each for each in self.lists.values() if each}.values():
+        for catalog in {each.fingerprint(): each for each in several if each}.values():
             try:
-                for status, count in recognizer.report(catalog).counts().items():
+                for status, count in recognizer.report(catalog, options).counts().items():
                     counts[status] += count
             except EntityListError:
                 continue
@@ -70,3 +75,10 @@ class GivenEntities:
                 f"warning: {counts['failed']} entries of the lists cannot be recognised, {counts['partly']} partly"
             )
         return counts
+
+
+def _warn_of_unused(catalogs: Sequence[EntityCatalog], biasing: str) -> None:
+    if biasing == "none":
+        say("warning: biasing is none, so the lists are not used; --set biasing=auto uses them")
+    if biasing == "phrases" and any(kind.cost for each in catalogs for kind in each.classes.values()):
+        say("warning: the lists are used as phrases, where costs of classes have no part")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from asr.cli.console import abandon_stdout, say
 from lm.errors import Interrupted, VocativeError
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+NO_MEMORY = ("allocate memory", "out of memory")
+"""What torch says of it, in errors of several kinds."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ Exit codes: 0 all done, 1 some failed, 2 the call cannot be used, 130 interrupte
 
 def main() -> None:
     """Run the command with the arguments of the process."""
+    for name in ("stdout", "stderr"):  # None where the caller closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  to the end
     argv = sys.argv[1:]
     if "--debug" in argv:
         # Users add it to the end of the line that failed; it belongs to the command, not to the verb.
@@ -166,6 +172,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         abandon_stdout()
         say(f"error: the disk of {error.filename or 'the output'} is full; free some space and run again")
+        return FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        say(f"error: {error.filename}: {error.strerror}; check the path and what may be done there")
+        return UNUSABLE
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+        say("error: not enough memory; lower --batch-s, search.beam or what else is large in the call")
         return FAILED
     say(
         "error: this is a bug in Vocative, or a case it does not know; run again with --debug and report the "

@@ -14,19 +14,20 @@ import numpy as np
 import typer
 
 from asr.cli.console import put, say
+from asr.cli.entities import GivenEntities
+from asr.cli.search_settings import search_changes, search_options
 from asr.cli.transcribe import (
     LM,
     Beam,
     Device,
-    Entities,
     LMWeight,
     Model,
     Settings,
     SettingsFile,
     add_models,
     load_recognizer,
-    search_changes,
 )
+from lm.errors import AudioError
 
 if TYPE_CHECKING:
     from asr.audio import Samples
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 STDIN_RATE = 16000
 """Hz of samples on standard input."""
+HEADERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b"NIST")
+"""How files begin that are not samples alone."""
 PIECE_S = 0.1
 """Seconds of audio pushed at once."""
 
@@ -45,6 +48,12 @@ File = Annotated[
         metavar="FILE",
         help="A recording, or - for samples on standard input: 16-bit, one channel, 16 kHz, no header.",
         show_default=False,
+    ),
+]
+Entities = Annotated[
+    Path | None,
+    typer.Option(
+        "--entities", "-e", metavar="LIST", help="Names to recognise, by class: yaml, jsonl, csv, txt."
     ),
 ]
 Pause = Annotated[
@@ -94,8 +103,9 @@ def stream(
     catalog, known = _catalog(entities), context_of(context or [])
     changes = search_changes(beam, lm, lm_weight, settings or [], settings_file)
     recognizer = load_recognizer(model, device)
-    options = recognizer.decoding.changed(changes, "--set")
+    options = search_options(recognizer, changes)
     add_models(recognizer, [lm] if lm else [], options)
+    GivenEntities(catalog).check(recognizer, options)
     rules = None if whole else EndpointConfig(pause_s=pause_s)
     recognition = StreamingRecognizer(
         recognizer, entities=catalog, context=known, options=options, endpoint=rules
@@ -114,6 +124,8 @@ def stream(
                 time.sleep(max(0.0, began + recognition.stats.audio_s - time.monotonic()))
     except KeyboardInterrupt:  # the usual end of a stream from a microphone
         interrupted = True
+    if interrupted and not recognition.stats.audio_s:
+        return 130
     _put(recognition.finish())
     _tell(recognition)
     return 130 if interrupted else 0
@@ -128,8 +140,15 @@ def _from_file(path: Path, rate: int) -> Iterator[Samples]:
 
 
 def _from_stdin() -> Iterator[Samples]:
+    first = True
     size = 2 * int(PIECE_S * STDIN_RATE)
     while len(data := sys.stdin.buffer.read(size)) > 1:
+        if first and data[:4] in HEADERS:
+            raise AudioError(
+                f"a file on standard input ({data[:4].decode()} …)", "samples without a header",
+                "name the file, or convert it: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -",
+            )  # fmt: skip
+        first = False
         yield (np.frombuffer(data[: len(data) // 2 * 2], "<i2") / 32768).astype(np.float32)
 
 

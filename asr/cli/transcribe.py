@@ -18,6 +18,7 @@ from asr.batch import Outcome, OutputError, Recognise, ResultsFolder, Tally, run
 from asr.cli.console import Bar, put, say
 from asr.cli.entities import HELP as ENTITIES_HELP
 from asr.cli.entities import GivenEntities
+from asr.cli.search_settings import search_changes, search_options
 from asr.recordings import AudioPart, Recording, list_recordings
 from lm.errors import ConfigError, VocativeError
 
@@ -224,33 +225,6 @@ def check_formats(text: str, out: Path | None) -> list[str]:
     return names
 
 
-def search_changes(
-    beam: int | None,
-    lm: Path | None,
-    lm_weight: float | None,
-    settings: Sequence[str],
-    settings_file: Path | None = None,
-    rescore_lm: Path | None = None,
-) -> dict[str, Any]:
-    """What the options change in the model's settings of the search.
-
-    Raises:
-        ConfigError: a setting that is not ``key=value``, or a weight without a language model.
-    """
-    from lm.config import apply_overrides, read_yaml
-    from lm.model_files import model_name
-
-    given = list(settings)
-    given += [f"search.beam={beam}"] if beam is not None else []
-    given += [f"fusion.lm={json.dumps(model_name(lm))}"] if lm else []
-    given += [f"rescoring.lm={json.dumps(model_name(rescore_lm))}"] if rescore_lm else []
-    given += [f"fusion.weight={lm_weight}"] if lm_weight is not None else []
-    changes = apply_overrides(read_yaml(settings_file) if settings_file else {}, given)
-    if lm_weight is not None and lm is None and "lm" not in changes.get("fusion", {}):
-        raise ConfigError("--lm-weight without --lm", "a language model", "add --lm FILE")
-    return changes
-
-
 class _Job:
     """What is to be done, apart from where results go."""
 
@@ -296,11 +270,11 @@ class _Job:
     def load(self) -> Recognise:
         """The model, with the lists checked against it."""
         recognizer = load_recognizer(self._model, self._device)
-        counts = self._entities.check(recognizer)
+        options = search_options(recognizer, self._changes)
+        add_models(recognizer, self._models, options)
+        counts = self._entities.check(recognizer, options)
         if counts is not None:
             self.notes["entity_list"] = counts
-        options = recognizer.decoding.changed(self._changes, "--set")
-        add_models(recognizer, self._models, options)
         return partial(
             recognizer.transcribe_many,
             entities=self._entities.lists,
@@ -324,7 +298,7 @@ class _Job:
                 for outcome in run_batch(recognise, recordings, folder):
                     self.tally.add(outcome)
                     if isinstance(outcome.result, VocativeError):
-                        bar.say(f"failed: {outcome.result}")
+                        bar.say(f"failed: {_about(outcome)}")
                     bar.advance(sizes[outcome.recording.id])
                     yield outcome
             finally:
@@ -396,6 +370,13 @@ def _line(outcome: Outcome, kind: str, notes: dict[str, Any]) -> str | None:
     if isinstance(outcome.result, VocativeError):
         return None
     return f"{outcome.recording.id}\t{outcome.result.text}"
+
+
+def _about(outcome: Outcome) -> str:
+    """What is wrong with a recording, which the line names."""
+    recording, error = outcome.recording, str(outcome.result)
+    whole = recording.audio == recording.path
+    return error if whole and str(recording.path) in error else f"{recording.id}: {error}"
 
 
 def _print(line: str | None) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from asr.cli.console import Bar, put, say
 from asr.cli.entities import GivenEntities
+from asr.cli.search_settings import search_changes, search_options
 from asr.cli.transcribe import (
     LM,
     BatchS,
@@ -25,11 +27,12 @@ from asr.cli.transcribe import (
     add_models,
     file_digest,
     load_recognizer,
-    search_changes,
 )
-from lm.errors import ConfigError, VocativeError
+from lm.config import merge
+from lm.errors import ConfigError, DataError, VocativeError
 
 if TYPE_CHECKING:
+    from asr.batch import Outcome
     from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
     from asr.recordings import AudioPart, Recording
@@ -94,7 +97,8 @@ def tune(
     Searches the recordings once with a wide beam, ranks what was found under every choice of weights, and
     searches again with the best to see what it is worth. The searches are kept: other values take no time.
 
-    Also fits the confidence of words. Writes DIR/tuned.yaml for: asr transcribe --settings DIR/tuned.yaml
+    Also fits the confidence of words. Writes DIR/tuned.yaml, with what --set changed, for:
+    asr transcribe --settings DIR/tuned.yaml
 
     Examples:
 
@@ -103,7 +107,8 @@ def tune(
       asr tune dev/ --ref dev.txt -m exp/model -e names.yaml -o exp/tune
       asr tune dev/ --ref dev.txt -m exp/model -e names.yaml -o exp/tune --tune class_bonus=0,1,2,3
 
-    Exit codes: 0 done, 2 the call cannot be used, 130 interrupted; run it again to go on.
+    Exit codes: 0 done, 1 some recordings failed and were left out, 2 the call cannot be used, 130 interrupted; run
+    it again to go on.
     """
     from asr.recordings import list_recordings
     from asr.scoring.read import read_references
@@ -116,7 +121,10 @@ def tune(
     changes = search_changes(None, lm, None, settings or [], None, rescore_lm)
     models = [path for path in (lm, rescore_lm) if path]
     job = _Job.load(model, device, given, models, context, changes, recordings, out, batch_s)
-    return _run(job, references, wanted, nbest)
+    found = _run(job, references, wanted, nbest)
+    handed = [(name, path) for name, path in (("--lm", lm), ("--rescore-lm", rescore_lm)) if path]
+    _write(out / "tuned.yaml", merge(changes, found), handed)
+    return 1 if job.failed else 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class _Job:
     out: Path
     batch_s: float
     fingerprint: Mapping[str, Any]
+    failed: set[str] = field(default_factory=set)
+    """Ids of recordings that could not be searched; they are left out."""
 
     @classmethod
     def load(
@@ -150,9 +160,9 @@ class _Job:
 
         contexts = contexts_of(context, recordings) if context else {}
         recognizer = load_recognizer(model, device)
-        options = recognizer.decoding.changed(changes, "--set")
+        options = search_options(recognizer, changes)
         add_models(recognizer, models, options)
-        entities.check(recognizer)
+        entities.check(recognizer, options)
         marks = {
             "model": bundle_fingerprint(model),
             "entities": entities.mark,
@@ -191,35 +201,47 @@ class _Job:
             with Bar(len(pending), len(pending)) as bar:
                 for outcome in run_batch(recognise, pending, results) if pending else ():
                     if isinstance(outcome.result, VocativeError):
-                        raise outcome.result
+                        self._leave_out(outcome, bar)
                     bar.advance(1)
         found: dict[str, Transcript] = {}
         for recording in self.recordings:
-            found |= read_hypotheses(folder / f"{recording.id}.jsonl")
+            if recording.id not in self.failed:
+                found |= read_hypotheses(folder / f"{recording.id}.jsonl")
+        if not found:
+            raise DataError("no recording that can be recognised", "some", "see the lines above")
         return found
 
+    def _leave_out(self, outcome: Outcome, bar: Bar) -> None:
+        if outcome.recording.id not in self.failed:
+            bar.say(f"left out: {outcome.recording.id}: {outcome.result}")
+            self.failed.add(outcome.recording.id)
 
-def _run(job: _Job, references: Mapping[str, TaggedText], wanted: dict[str, list[float]], nbest: int) -> int:
+
+def _run(
+    job: _Job, references: Mapping[str, TaggedText], wanted: dict[str, list[float]], nbest: int
+) -> dict[str, Any]:
+    """What is to be changed in the settings that were tuned."""
     from asr.tuning import applicable, centre, check_grid
     from asr.tuning import tune as rank
     from decoding.confidence import PLAIN
 
     biasing = job.recognizer.biasing(job.options)
-    grid = wanted or applicable(job.options, bool(job.entities.lists), biasing, job.own_lm)
-    check_grid(grid)
+    useful = applicable(job.options, bool(job.entities.lists), biasing, job.own_lm)
+    grid = wanted or useful
+    check_grid(grid, useful)
     plain = job.options.model_copy(update={"confidence": PLAIN})
     wide = plain.changed({"search": {"beam": max(nbest, plain.search.beam), "nbest": nbest}}, "--nbest")
     middle = wide.changed(_nested(centre(grid)), "--tune")
     fused = bool(job.options.fusion.lm) and job.options.fusion.how == "add"
-    tuned = rank(job.search("search", middle), references, grid, middle, fused and not job.own_lm)
+    searched = job.search("search", middle)
+    references = {name: text for name, text in references.items() if name not in job.failed}
+    tuned = rank(searched, references, grid, middle, fused and not job.own_lm)
     _show(tuned)
     before = job.search("before", plain)
     chosen = job.search("chosen", plain.changed(_nested(tuned.best.settings), "--tune"))
     better = _compare(references, *(_calibrated(found, job.options) for found in (before, chosen)))
     result = dict(tuned.best.settings) if better else {}
-    changes = _nested(result) | _confidence(references, chosen if better else before, job.options)
-    _write(job.out / "tuned.yaml", changes)
-    return 0
+    return _nested(result) | _confidence(references, chosen if better else before, job.options)
 
 
 def _show(tuned: Tuned) -> None:
@@ -230,10 +252,13 @@ def _show(tuned: Tuned) -> None:
     for choice in sorted(tuned.tried, key=lambda c: (c.wer, c != tuned.best))[:SHOWN]:
         values = " ".join(f"{name}={value:g}" for name, value in choice.settings.items())
         put(f"  {100 * choice.wer:6.2f} %  {values}")
-    for name in tuned.best.settings:
+    rates = {tuple(choice.settings.values()): choice.wer for choice in tuned.tried}
+    for name, best in tuned.best.settings.items():
         tried = sorted({choice.settings[name] for choice in tuned.tried})
-        if len(tried) > 1 and tuned.best.settings[name] == tried[-1]:
-            put(f"{name}: the best is the highest that was tried; try more with --tune {name}=…")
+        if len(tried) > 1 and best == tried[-1]:
+            lower = {**tuned.best.settings, name: tried[-2]}
+            if rates[tuple(lower.values())] > tuned.best.wer:
+                put(f"{name}: the best is the highest that was tried; try more with --tune {name}=…")
 
 
 def _compare(
@@ -269,7 +294,6 @@ def _confidence(
 ) -> dict[str, Any]:
     """Fit the confidence of words; the error printed is of each half of the set fitted on the other."""
     from asr.tuning import fit_confidence
-    from lm.errors import DataError
 
     try:
         fitted = fit_confidence(found, references, options.confidence)
@@ -283,13 +307,15 @@ def _confidence(
     return {"confidence": fitted.config.model_dump(mode="json")}
 
 
-def _write(path: Path, changes: Mapping[str, Any]) -> None:
+def _write(path: Path, changes: Mapping[str, Any], handed: Sequence[tuple[str, Path]]) -> None:
+    """Write all that differs from the model's settings: what was asked for in the call, too."""
     import yaml
 
     from asr.writers import write_whole
 
     write_whole(path, yaml.safe_dump(dict(changes), sort_keys=False))
-    say(f"wrote {path}; use it: asr transcribe --settings {path} …")
+    models = "".join(f" {option} {file}" for option, file in handed)
+    say(f"wrote {path}; use it: asr transcribe --settings {path}{models} …")
 
 
 def _read_grid(assignments: Sequence[str]) -> dict[str, list[float]]:
@@ -303,6 +329,8 @@ def _read_grid(assignments: Sequence[str]) -> dict[str, list[float]]:
         name, _, values = text.partition("=")
         try:
             grid[name.strip()] = [float(value) for value in values.split(",")]
+            if not np.isfinite(grid[name.strip()]).all():
+                raise ValueError
         except ValueError:
             raise ConfigError(
                 f"--tune {text!r}", "a setting and numbers", "write --tune class_bonus=0,1,2"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -474,3 +475,13 @@ def test_three_hours_are_read_piece_by_piece(tmp_path: Path) -> None:
         clicks += int(loud[0]) + int((loud[1:] & ~loud[:-1]).sum())
     assert end_s == pytest.approx(3 * 3600, abs=0.01)
     assert clicks == pytest.approx(3 * 3600, abs=400)  # one in a cut may be seen twice, or not at all
+
+
+def test_a_name_need_not_be_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    sf.write(os.fsencode(path), np.zeros(1600, np.float32), 16000, format="WAV")
+    assert len(read_audio(path)) == 1600
+    assert audio_info(path).duration_s == 0.1
+    (tmp_path / os.fsdecode(b"\xe9.wav")).write_bytes(b"noise")
+    with pytest.raises(AudioError, match="corrupt or not audio"):
+        read_audio(tmp_path / os.fsdecode(b"\xe9.wav"))

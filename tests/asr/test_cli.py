@@ -38,7 +38,10 @@ class Fake:
     def __init__(self, decoding: Any) -> None:
         self.decoding = decoding
 
-    def report(self, catalog: Any) -> Report:
+    def biasing(self, options: Any) -> str:
+        return "none" if options.biasing == "none" else "classes"
+
+    def report(self, catalog: Any, options: Any) -> Report:
         if "stranger" in catalog.classes:
             raise EntityListError("class 'stranger'", "a class of the model", "rename it")
         return Report()
@@ -141,6 +144,42 @@ def test_options_reach_the_recognizer(model: Path, audio: Path, names: Path, loa
     assert result.stdout == "a\tA beam 3 list True batch 7.0\n"
     assert loaded == [(model, "cuda:1")]
     assert "warning: 3 entries in 1 classes: 2 ok, 1 partly" in result.stderr
+
+
+def test_lists_without_a_part_in_the_search_are_told(
+    model: Path, audio: Path, names: Path, loaded: list[Any]
+) -> None:
+    said = "warning: biasing is none, so the lists are not used"
+    words = (audio / "a.wav", "-m", model, "-e", names)
+    assert said in transcribe(*words, "--set", "biasing=none").stderr
+    assert said not in transcribe(*words).stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("fusion.how=mix", "--lm FILE"),
+        ("fusion.weight=0.4", "--lm FILE"),
+        ("fusion.internal_weight=0.4", "fusion.internal=ilme"),
+        ("rescoring.over=lattice", "--rescore-lm FILE"),
+        ("search.beam=.nan", "search.beam"),
+        ("class_bonus=.inf", "finite number"),
+        ("segment_s=.inf", "finite number"),
+    ],
+)
+def test_settings_that_would_do_nothing(
+    model: Path, audio: Path, loaded: list[Any], setting: str, says: str
+) -> None:
+    unusable(transcribe(audio / "a.wav", "-m", model, "--set", setting), says, setting.split("=")[0])
+
+
+def test_errors_of_a_settings_file_name_it(
+    model: Path, audio: Path, tmp_path: Path, loaded: list[Any]
+) -> None:
+    wav, file = audio / "a.wav", tmp_path / "tuned.yaml"
+    file.write_text("class_bonsu: 2\n")
+    unusable(transcribe(wav, "-m", model, "--settings", file), "tuned.yaml: unknown key 'class_bonsu'")
+    unusable(transcribe(wav, "-m", model, "--settings", tmp_path), "a YAML file")
 
 
 def test_json_lines_hold_errors_and_the_counts_of_the_list(
@@ -417,6 +456,36 @@ def test_a_reader_that_leaves_is_no_bug(model: Path, audio: Path) -> None:
     assert process.returncode == 1
     assert "bug" not in stderr
     assert "Traceback" not in stderr
+
+
+def test_paths_that_cannot_be_written_are_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a one\n")
+    words = ["score", tmp_path / "text", tmp_path / "text", "--json", tmp_path / "text" / "x.json"]
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "bug" not in result.stderr
+    assert str(tmp_path / "text") in result.stderr
+
+
+def test_a_search_that_memory_cannot_hold_is_no_bug(
+    model: Path, audio: Path, loaded: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")
+
+    monkeypatch.setattr(Fake, "transcribe_many", full)
+    result = transcribe(audio, "-m", model)
+    assert result.exit_code == 1
+    assert "not enough memory; lower --batch-s, search.beam" in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_closed_standard_streams(model: Path, audio: Path, tmp_path: Path) -> None:
+    script = DRIVER.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, str(audio), "-m", str(model), "-o", str(tmp_path / "out")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 1>&- 2>&-', "sh", *command], timeout=60, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "a.txt").is_file()
 
 
 def test_a_terminal_gets_a_bar_and_whole_lines(model: Path, audio: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_best_weight_is_found_checked_and_written(dev: Path, scripted: Scrip
     assert scripted.searches == [0.4, 0.3, 0.7]  # the middle, as it was, the best
     assert "50.00 %  fusion.weight=0.7" in result.output
     written = yaml.safe_load((dev / "out" / "tuned.yaml").read_text())
-    assert written["fusion"] == {"weight": 0.7}
+    assert written["fusion"] == {"lm": "lm", "weight": 0.7}, "what the call asked for is kept"
     assert set(written["confidence"]) == {"bias", "token", "agreement", "entity"}
     assert DecodingConfig().changed(written, "tuned").fusion.weight == 0.7
 
@@ -119,7 +119,25 @@ def test_what_is_no_better_leaves_the_weights(dev: Path, scripted: Scripted) -> 
     result = call(dev, "--tune", "fusion.weight=0.2,0.3,0.4")
     assert result.exit_code == 0, result.output
     assert "no better than before" in result.output
-    assert "fusion" not in yaml.safe_load((dev / "out" / "tuned.yaml").read_text())
+    written = yaml.safe_load((dev / "out" / "tuned.yaml").read_text())
+    assert written["fusion"] == {"lm": "lm"}, "the weight stays"
+
+
+def test_what_set_changed_is_written_too(dev: Path, scripted: Scripted) -> None:
+    result = call(
+        dev, "--tune", "fusion.weight=0.2,0.7", "--set", "search.beam=3", "--set", "fusion.end=true"
+    )
+    assert result.exit_code == 0, result.output
+    assert f"--settings {dev}/out/tuned.yaml --lm {dev}/lm.arpa" in result.output
+    written = yaml.safe_load((dev / "out" / "tuned.yaml").read_text())
+    assert written["search"] == {"beam": 3}
+    assert written["fusion"] == {"lm": "lm", "end": True, "weight": 0.7}
+
+
+def test_only_a_real_edge_is_called_one(dev: Path, scripted: Scripted) -> None:
+    says = "the best is the highest that was tried"
+    assert says in call(dev, "--tune", "fusion.weight=0.2,0.4,0.7").output
+    assert says not in call(dev, "--tune", "fusion.weight=0.7,0.9", "--tune", "label_bonus=0,1").output
 
 
 def test_by_default_all_that_matters_is_tuned(dev: Path, scripted: Scripted) -> None:
@@ -134,6 +152,9 @@ def test_by_default_all_that_matters_is_tuned(dev: Path, scripted: Scripted) -> 
         (["--tune", "fusion.wait=1"], "fusion.wait"),
         (["--tune", "fusion.weight=a,b"], "a setting and numbers"),
         (["--tune", "fusion.weight"], "a setting and numbers"),
+        (["--tune", "fusion.weight=0.1,nan"], "a setting and numbers"),
+        (["--tune", "class_bonus=1,2"], "lists of names (--entities) as classes"),
+        (["--tune", "lm_scale=0.5,1"], "a factorized model"),
         (["--set", "search.beem=2"], "did you mean 'beam'"),
         (["--lm-text", "x"], "--lm-text without --test"),
     ],
@@ -179,13 +200,16 @@ def test_recordings_and_references_must_go_together(dev: Path, scripted: Scripte
     assert scripted.searches == [], "told before anything is searched"
 
 
-def test_a_recording_that_cannot_be_read_is_told_and_what_was_done_is_kept(
+def test_a_recording_that_cannot_be_read_is_left_out_and_what_was_done_is_kept(
     dev: Path, scripted: Scripted
 ) -> None:
     (dev / "dev" / "dan.wav").write_bytes(b"broken")
     result = call(dev)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
+    assert result.output.count("left out: dan: ") == 1
     assert "dan.wav is broken" in result.output
+    assert "33.33 %" in result.output, "of the three others one is never right"
+    assert (dev / "out" / "tuned.yaml").is_file()
     (dev / "dev" / "dan.wav").write_bytes(b"sound")
     result = call(dev)
     assert result.exit_code == 0, result.output

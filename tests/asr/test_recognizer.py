@@ -27,6 +27,7 @@ from asr.features import FeatureConfig, FeatureNormaliser, fbank
 from asr.recognizer import Recognizer
 from asr.recordings import AudioPart
 from decoding.frame_sync import BeamConfig
+from decoding.phrase_boost import PhraseBoost
 from decoding.result import Hypothesis, Transcript
 from lm.classes import EntityCatalog, encode_catalog
 from lm.errors import AudioError, BundleError, EntityListError, VocativeError
@@ -225,6 +226,44 @@ def test_phrases_get_their_bonus_and_no_spans(recognizer: Recognizer) -> None:
     assert not found.entities
     assert found.hypotheses[0].scores["phrases"] > 0
     assert "phrases" not in plain.hypotheses[0].scores
+
+
+def test_phrases_may_be_of_classes_that_the_model_does_not_know(recognizer: Recognizer) -> None:
+    samples = sound(3.0, 2)
+    bonus = DecodingConfig(biasing="phrases", phrase_bonus=4.0)
+    known = recognizer.transcribe(samples, entities={"contact": ["maja", "anna"]}, options=bonus)
+    other = recognizer.transcribe(samples, entities={"drug": ["maja", "anna"]}, options=bonus)
+    assert other == known
+    assert known.hypotheses[0].scores["phrases"] > 0
+    assert recognizer.report({"drug": ["maja"]}, bonus).counts()["ok"] == 1
+    with pytest.raises(EntityListError, match="class 'drug'"):
+        recognizer.report({"drug": ["maja"]})
+
+
+def test_the_weight_of_an_entry_moves_its_bonus_as_a_phrase(recognizer: Recognizer) -> None:
+    def bonus(weights: tuple[float, float]) -> dict[str, float]:
+        """Bonus of each name as a whole, in ``phrase_bonus``."""
+        rows = [{"text": t, "weight": w} for t, w in zip(("maja", "anna"), weights, strict=True)]
+        catalog = recognizer.catalog({"contact": rows})
+        lists = recognizer._knowledge.lists(catalog, DecodingConfig(biasing="phrases"))
+        assert lists is not None
+        assert lists.boost is not None
+        boost, found = PhraseBoost([lists.boost], 1.0), {}
+        for name in ("maja", "anna"):
+            state, total = boost.start(1), 0.0
+            for token in recognizer.tokenizer.encode(name):
+                total += float(boost.score(state, torch.tensor([[token]])))
+                state = boost.advance(state, torch.tensor([token]))
+            found[name] = total + float(boost.finish(state))
+        return found
+
+    plain = bonus((1.0, 1.0))
+    assert plain == {name: len(recognizer.tokenizer.encode(name)) for name in plain}
+    assert bonus((5.0, 5.0)) == plain, "only against each other"
+    moved = bonus((3.0, 1.0))
+    assert moved["maja"] == pytest.approx(plain["maja"] + math.log(1.5), abs=1e-5)
+    assert moved["anna"] == pytest.approx(plain["anna"] + math.log(0.5), abs=1e-5)
+    assert bonus((1e9, 1.0))["anna"] == 0.0, "no penalty"
 
 
 def test_long_recordings_are_cut_and_joined(recognizer: Recognizer, tmp_path: Path) -> None:
@@ -469,10 +508,10 @@ def test_lists_are_compiled_once(recognizer: Recognizer, monkeypatch: pytest.Mon
     calls = 0
     encode = encode_catalog
 
-    def count(*values: Any) -> Any:
+    def count(*values: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        return encode(*values)
+        return encode(*values, **named)
 
     monkeypatch.setattr(asr.knowledge, "encode_catalog", count)
     monkeypatch.setattr(asr.knowledge, "MAX_LISTS", 2)

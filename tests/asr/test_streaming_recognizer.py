@@ -453,3 +453,18 @@ def test_the_command_prints_utterances_of_files_and_pipes(
     assert lines[0][0].split("\t")[0] == f"{expected[0].start_s:.2f}"
     assert asr.cli.stream.stream(str(tmp_path / "call.wav"), tmp_path, whole=True) == 0
     assert capfdbinary.readouterr().out.decode().split("\t")[2].split() == [w.text for w in expected]
+    whole_file = io.BytesIO((tmp_path / "call.wav").read_bytes())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=whole_file))
+    with pytest.raises(AudioError, match="a file on standard input"):
+        asr.cli.stream.stream("-", tmp_path)
+
+
+def test_ctrl_c_before_any_sample_is_an_end_like_another(
+    recognizers: dict[str, Recognizer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nothing(size: int) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asr.cli.stream, "load_recognizer", lambda model, device: recognizers["ctc"])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=SimpleNamespace(read=nothing)))
+    assert asr.cli.stream.stream("-", tmp_path) == 130

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asr.bundle import load_bundle
 from asr.decoding_config import DecodingConfig
 from lm.config import build_config, merge
 from lm.errors import ConfigError
@@ -82,11 +83,14 @@ def test_a_model_with_its_own_language_model_needs_no_classes(source: Path, tmp_
             "blank_width": 8,
         },
         "language_models": {},
-        "systems": [{"name": "FNT", "tune": {"lm_scale": [0.5, 1.0]}}],
+        "systems": [
+            {"name": "FNT", "decoding": {"biasing": "none"}, "tune": {"lm_scale": [0.5, 1.0]}},
+        ],
     }
     work = tmp_path / "work"
     asr_recipe(build_config(RecipeConfig, values, "here"), work, source).run()
     assert json.loads((work / "RESULTS.json").read_text())["FNT"]["entities"]["span"] is None
+    assert load_bundle(work / "model").config["decoding"]["biasing"] == "auto", "lists handed over are used"
 
 
 def test_each_recording_is_searched_with_its_own_list(
