@@ -57,14 +57,14 @@ def read_own_lists(path: Path) -> dict[str, EntityCatalog]:
             raise EntityListError(
                 f"{where}: a second line of {name!r}", "a line for each id", "merge the two"
             )
-        if isinstance(entities, str):
-            file = path.parent / entities
-            if file not in read:
-                read[file] = EntityCatalog.load(file)
-            found[name] = read[file]
-            continue
         try:
-            found[name] = EntityCatalog.from_mapping(entities)
+            if isinstance(entities, str):
+                file = path.parent / entities
+                if file not in read:
+                    read[file] = EntityCatalog.load(file)
+                found[name] = read[file]
+            else:
+                found[name] = EntityCatalog.from_mapping(entities)
         except EntityListError as error:
             raise EntityListError(f"{where}: {error.given}", error.expected, error.fix) from None
     if not found:

@@ -32,7 +32,7 @@ def compare(
     ] = None,
     results: Results = None,
     only: Annotated[
-        str, typer.Option(help="Experiments to run, with commas between; all if not given.")
+        str, typer.Option(help="Experiments to run or to show, with commas between; all if not given.")
     ] = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, for example seeds=[0].")
@@ -73,5 +73,9 @@ def compare(
     made = Comparison(chosen, place, kept, corpus or usual_place(name) or nowhere)
     if not table:
         made.run(names, dry_run)
+    elif results and not results.is_dir():
+        raise ConfigError(
+            f"--results {results}", "a folder with results", "correct it, or run the comparison"
+        )
     if not dry_run:
-        print(as_table(made))
+        print(as_table(made, names))

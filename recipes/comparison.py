@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lm.config import Config, build_config, merge
 from lm.errors import ConfigError
@@ -31,7 +31,7 @@ class ComparisonConfig(Config):
     """Experiments to compare, each with every seed."""
 
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    """Seeds of each experiment (``training.seed``)."""
+    """Seeds of each experiment (``training.seed``), no two alike."""
     base: dict[str, Any]
     """What the experiments share: a recipe's configuration."""
     experiments: dict[Name, dict[str, Any]] = Field(min_length=1)
@@ -40,6 +40,13 @@ class ComparisonConfig(Config):
     times_from: Name | None = None
     """The experiment, of family ``ctc``, whose model of the same seed says when the words of the references were
     said; the others' delays are measured against it. None: delays are not measured."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed once")
+        return seeds
 
 
 class Comparison:
@@ -206,14 +213,14 @@ def _parameters(weights: Path) -> int:
     return total
 
 
-def table(comparison: Comparison) -> str:
-    """The table in Markdown, a row for each system of each experiment that has a run.
+def table(comparison: Comparison, only: Sequence[str] = ()) -> str:
+    """The table in Markdown, a row for each system of each experiment (of ``only``, if any) that has a run.
 
     The error rate is the mean over seeds; its 95 % interval is of utterances drawn anew, the same for all seeds.
     """
     head = ("system", "parameters", "WER %", "by seed", "dev %", "F1 %", "training", "decoding", "delay")
     lines = [" | ".join(("", *head, "")).strip(), "|---" * len(head) + "|"]
-    for name in comparison.config.experiments:
+    for name in only or comparison.config.experiments:
         runs = [comparison.found(name, seed) for seed in comparison.config.seeds]
         done = [run for run in runs if run is not None]
         for system in comparison.systems(name) if done else ():

@@ -19,7 +19,7 @@ def classes(
         Path, typer.Argument(metavar="LIST", help="Entity list: txt, csv, jsonl, yaml.", show_default=False)
     ],
     model: Annotated[
-        Path, typer.Option("--model", metavar="DIR", help="A model folder.", show_default=False)
+        Path, typer.Option("--model", "-m", metavar="DIR", help="A model folder.", show_default=False)
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     problems: Annotated[

@@ -25,7 +25,11 @@ def info(
       asr info exp/model
       asr info exp/model --json | jq .parameters
     """
-    facts = describe(load_bundle(model))
+    from asr.recognizer import Recognizer
+
+    bundle = load_bundle(model)
+    Recognizer.from_bundle(bundle)  # says what of the configuration no model can have
+    facts = describe(bundle)
     put(json.dumps(facts, ensure_ascii=False) if as_json else _as_text(facts))
 
 

@@ -95,6 +95,8 @@ def _check_model(model: Path, tokenizer: Path | None, words: bool) -> None:
         raise ConfigError(
             f"{given} with the folder {model}", "neither", "a recognizer brings its own subwords"
         )
+    if words and tokenizer is not None:
+        raise ConfigError("--words with --tokenizer", "one of them", "words need no tokenizer: leave it out")
 
 
 def _score_tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,9 @@ def test_info_tells_what_a_model_is(real: Path, tmp_path: Path) -> None:
     model = save(tmp_path / "m", 1.0)
     (model / "model.safetensors").write_bytes(b"")
     unusable(call("info", model), "cut short")
+    other = shutil.copytree(real / "model", tmp_path / "other") / "config.yaml"
+    other.write_text(other.read_text() + "decoding: {biasing: nonsense}\n")
+    unusable(call("info", other.parent), "decoding: biasing = 'nonsense'")
 
 
 def test_every_verb_loads_and_teaches() -> None:

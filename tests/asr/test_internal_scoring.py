@@ -91,6 +91,9 @@ def test_the_command_takes_a_recognizer(bundles: dict[str, Path], tmp_path: Path
         code, said = ask(bundles["aed"], text, *more)
         assert code == 2
         assert "a recognizer brings its own" in said.replace("\n", " ")
+    code, said = ask(text, text, "--words", "--tokenizer", bundles["ctc"])
+    assert code == 2
+    assert "words need no tokenizer" in said.replace("\n", " ")
     code, said = ask(tmp_path / "nothing.arpa", text)
     assert code == 2
     assert "no such file or folder" in said

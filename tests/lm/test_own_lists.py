@@ -66,6 +66,7 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, line: str, says: st
     with pytest.raises(EntityListError) as refused:
         read_entities(path)
     assert says in str(refused.value)
+    assert "own.jsonl:2: " in str(refused.value)
 
 
 def test_where_one_list_is_wanted_they_are_refused(tmp_path: Path) -> None:

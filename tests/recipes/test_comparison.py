@@ -67,6 +67,7 @@ def test_runs_leave_figures_and_are_not_done_again(
     assert found["systems"]["RNN-T"]["delays_s"] is not None
     rows = table(made).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| CTC", "| A bonus", "| RNN-T"]
+    assert table(made, ["rnnt"]).splitlines() == [*rows[:2], rows[-1]]
     errors, words = map(sum, zip(*found["systems"]["RNN-T"]["utterances"].values(), strict=True))
     assert f" | {100 * errors / words:.1f} [" in rows[-1]
     assert rows[2].count(",") == 2  # of the interval, and between the two seeds
@@ -132,3 +133,7 @@ def test_the_command_prints_the_table_of_what_is_there(
     assert code == 0
     assert shown.startswith("| system | parameters | WER %")
     assert len(shown.splitlines()) == 2
+    code, _, told = call("compare", str(file), "--table", "--results", str(tmp_path / "nowhere"))
+    assert (code, "nowhere" in told) == (2, True)
+    code, _, told = call("compare", str(file), "--table", "--set", "seeds=[1,1]")
+    assert (code, "each seed once" in told) == (2, True)
