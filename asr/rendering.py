@@ -37,7 +37,7 @@ class Renderer:
     confidence: ConfidenceConfig = DEFAULT
 
     def hypotheses(self, nbest: Sequence[RawHypothesis]) -> tuple[Hypothesis, ...]:
-        """All hypotheses, entity confidences being posteriors within the list."""
+        """All hypotheses; entities are as sure as their share of the list, and as their least sure word."""
         found = [self._hypothesis(raw) for raw in nbest]
         best = max((h.score for h in found), default=0.0)
         weights = [math.exp(h.score - best) for h in found]

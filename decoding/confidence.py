@@ -84,7 +84,10 @@ def features(nbest: Sequence[Hypothesis]) -> list[Floats]:
 
 
 def calibrate(nbest: Sequence[Hypothesis], config: ConfidenceConfig) -> tuple[Hypothesis, ...]:
-    """Hypotheses whose words carry p, with confidences in its place."""
+    """Hypotheses whose words carry p, with confidences in its place.
+
+    An entity, whose confidence was its share of the n-best list, is no surer than its least sure word.
+    """
     if config == PLAIN or not nbest:
         return tuple(nbest)
     weights = _weights(config)
@@ -92,7 +95,10 @@ def calibrate(nbest: Sequence[Hypothesis], config: ConfidenceConfig) -> tuple[Hy
     for hypothesis, rows in zip(nbest, features(nbest), strict=True):
         sure = _sigmoid(rows @ weights).tolist()
         words = (replace(w, confidence=c) for w, c in zip(hypothesis.words, sure, strict=True))
-        result.append(replace(hypothesis, words=tuple(words)))
+        spans = (
+            replace(e, confidence=min(e.confidence, *sure[e.start : e.end])) for e in hypothesis.entities
+        )
+        result.append(replace(hypothesis, words=tuple(words), entities=tuple(spans)))
     return tuple(result)
 
 

@@ -23,7 +23,8 @@ class EntitySpan:
     """A named entity that the search took from a list.
 
     ``start`` and ``end`` are word positions in the text (end exclusive); ``written`` and ``id`` come from the
-    list's entry; ``start_s``/``end_s`` are seconds; ``confidence`` is the n-best posterior of the span.
+    list's entry; ``start_s``/``end_s`` are seconds; ``confidence`` is the n-best posterior of the
+    span, or that of its least sure word if it is lower.
     """
 
     class_name: str

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.rendering import LONGEST_WORD_TAIL_S, Renderer, join_segments
-from decoding.confidence import PLAIN
+from decoding.confidence import PLAIN, ConfidenceConfig
 from decoding.entity_graph import EntityGraph
 from decoding.result import EntitySpan, Hypothesis, Word
 from decoding.trace import RawHypothesis, TokenSpan
@@ -85,7 +85,7 @@ def test_entities_are_those_of_the_list() -> None:
             found.words[span.start].start_s,
             found.words[span.end - 1].end_s,
         )
-        assert span.confidence == 1.0
+        assert span.confidence == min(word.confidence for word in found.words[span.start : span.end])
 
 
 def test_the_heavier_of_entries_that_sound_alike_is_written() -> None:
@@ -108,20 +108,23 @@ def test_confidence_of_an_entity_is_its_share_of_the_nbest_list() -> None:
         RawHypothesis(h.tokens, tuple(f), h.token_logp, h.score, h.parts, h.spans)
         for h, f in zip(nbest, frames, strict=True)
     ]
-    found = renderer().hypotheses(nbest)
+    found = replace(renderer(), confidence=PLAIN).hypotheses(nbest)
     total = sum(math.exp(-n) for n in (1, 2, 3, 4))
     contact = (math.exp(-1) + math.exp(-4)) / total
     assert found[0].entities[0].confidence == pytest.approx(contact)
     assert found[3].entities[0].confidence == pytest.approx(contact)
     assert found[1].entities[0].confidence == pytest.approx(math.exp(-2) / total)
     assert found[2].entities == ()
+    unsure = replace(renderer(), confidence=ConfidenceConfig(bias=-1.0, agreement=0.0)).hypotheses(nbest)
+    assert unsure[0].entities[0].confidence == pytest.approx(1 / (1 + math.e)), "that of its word is lower"
+    assert unsure[1].entities[0].confidence == pytest.approx(math.exp(-2) / total)
 
 
 def test_the_same_name_said_twice_is_two_entities() -> None:
     """Each occurrence has its own confidence, though one ends where the other starts."""
     both = raw([("bo", 0), ("bo", 0)], score=-1.0)
     first = raw([("bo", 0), ("bo", None)], score=-1.0)
-    found = renderer().hypotheses([both, first])
+    found = replace(renderer(), confidence=PLAIN).hypotheses([both, first])
     assert [e.confidence for e in found[0].entities] == pytest.approx([1.0, 0.5])
 
 
