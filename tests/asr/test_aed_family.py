@@ -225,6 +225,7 @@ def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
     same = [recognizer.transcribe(samples[0], options=plain[name]) for name in ("said", "default")]
     assert replace(same[0], id="") == replace(same[1], id=""), "a head that was not trained has no say"
     torch.nn.init.normal_(recognizer.family.model.ctc.weight, std=3.0)
+    torch.nn.init.normal_(recognizer.family.model.ctc.bias, std=0.1)
     same = [recognizer.transcribe(samples[0], options=plain[name]) for name in ("one", "default")]
     assert replace(same[0], id="") == replace(same[1], id="")
     features = [fbank(torch.from_numpy(each), recognizer.features) for each in samples]
@@ -255,6 +256,7 @@ def test_the_ctc_head_hears_what_the_decoder_says(tmp_path: Path) -> None:
 def test_what_ctc_has_too_few_frames_for_is_where_the_decoder_looked() -> None:
     model = make("transformer", sharpness=4.0)
     torch.nn.init.normal_(model.ctc.weight)
+    torch.nn.init.normal_(model.ctc.bias, std=0.1)
     emitter = AEDEmitter(model, *model.encode(torch.randn(2, 32, 8), torch.tensor([32, 20])))
     tokens = [[(1,) * 8, (1, 2)], [(3,)]]
     expected = attended_frames(emitter, tokens)

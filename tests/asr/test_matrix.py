@@ -117,6 +117,7 @@ def test_ctc_beside_the_decoder(
     recognizer = recognizers["aed"]
     torch.manual_seed(4)
     torch.nn.init.normal_(recognizer.family.model.ctc.weight)
+    torch.nn.init.normal_(recognizer.family.model.ctc.bias, std=0.1)
     options = options_of(
         recognizer,
         biasing=biasing,

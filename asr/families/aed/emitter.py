@@ -50,7 +50,7 @@ class AEDEmitter:
 
     def ctc(self) -> tuple[Tensor, Tensor] | None:
         """See ``Spelled.ctc``."""
-        if not self._model.ctc.weight.any():
+        if not self._model.ctc.bias.any():
             return None
         return self._model.ctc(self._encoded).float().log_softmax(-1), self.lengths
 

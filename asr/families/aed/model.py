@@ -37,8 +37,7 @@ class AED(nn.Module):
             self.decoder = LSTMDecoder(config.decoder, num_tokens, self.encoder.width)
         self.output = nn.Linear(self.decoder.width, num_tokens + 1)
         self.ctc = nn.Linear(self.encoder.width, num_tokens + 1)
-        # So that a search can tell a head that was not trained.
-        nn.init.zeros_(self.ctc.weight)
+        # So that a search can tell a head that was not trained: training moves every bias.
         nn.init.zeros_(self.ctc.bias)
         self._growing = False
 
