@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lm.config import apply_overrides, build_config, read_yaml
 from lm.errors import ConfigError
 from recipes.command import usual_place
+
+if TYPE_CHECKING:
+    from recipes.comparison import ComparisonConfig
 
 Results = Annotated[
     Path | None,
@@ -64,9 +67,7 @@ def compare(
     values = apply_overrides(read_yaml(config), set_ or [])
     chosen = build_config(ComparisonConfig, values, str(config))
     name = str(chosen.base.get("corpus"))
-    names = [part for part in only.split(",") if part]
-    if unknown := [part for part in names if part not in chosen.experiments]:
-        raise ConfigError(f"--only {unknown[0]}", f"one of {', '.join(chosen.experiments)}", "correct it")
+    names = _names(only, chosen)
     place = workdir or Path("exp") / f"{name}-{config.stem}"
     kept = results or config.parent.parent / "results" / config.stem
     nowhere = Path() if table else None  # a table of what is there needs no recordings
@@ -79,3 +80,10 @@ def compare(
         )
     if not dry_run:
         print(as_table(made, names))
+
+
+def _names(only: str, config: ComparisonConfig) -> list[str]:
+    names = [part for part in only.split(",") if part]
+    if unknown := [part for part in names if part not in config.experiments]:
+        raise ConfigError(f"--only {unknown[0]}", f"one of {', '.join(config.experiments)}", "correct it")
+    return names

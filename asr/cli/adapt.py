@@ -69,13 +69,10 @@ def adapt(
       asr adapt requests.txt --model exp/model --out exp/model-requests
       asr adapt requests.txt --dev dev.txt --general old.txt --kl 0.5 --model exp/model --out exp/adapted
     """
-    from asr.bundle import check_target
     from asr.training.adaptation import AdaptationConfig, vocabulary_predictor
     from lm.config import build_config
 
-    if out.resolve() == model.resolve():
-        raise ConfigError(f"--out {out}, the model itself", "another folder", "name a new one")
-    check_target(out)
+    _check_out(out, model)
     given = {"kl_weight": kl, "epochs": epochs, "peak_lr": peak_lr, "class_rate": class_rate}
     config = build_config(AdaptationConfig, given, "asr adapt")
     recognizer = load_recognizer(model, device)
@@ -85,6 +82,15 @@ def adapt(
     found = _adapt(recognizer, model, texts, config, place, seed)
     _save(model, recognizer, out, text, found, kl)
     say(f"wrote {out}; curves and checkpoints are in {place}")
+
+
+def _check_out(out: Path, model: Path) -> None:
+    """Say before the training what cannot be written behind it."""
+    from asr.bundle import check_target
+
+    if out.resolve() == model.resolve():
+        raise ConfigError(f"--out {out}, the model itself", "another folder", "name a new one")
+    check_target(out)
 
 
 def _adapt(

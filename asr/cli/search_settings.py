@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from asr.decoding_config import DecodingConfig
     from asr.recognizer import Recognizer
 
+SECOND_PASS = ("weight", "unit", "over", "keep", "end", "internal_weight")
+"""Settings of a second pass that there must be."""
+
 
 def search_changes(
     beam: int | None,
@@ -49,21 +52,18 @@ def search_options(recognizer: Recognizer, changes: Mapping[str, Any]) -> Decodi
     """
     options = recognizer.decoding.changed(changes, "--set")
     fusion, second = options.fusion, options.rescoring
-    parts = (
+    scored = bool(second.lm or second.internal_lm)
+    for section, keys, used, needed in (
         ("fusion", ("weight", "how", "end"), bool(fusion.lm), "a language model: --lm FILE"),
         ("fusion", ("internal_weight",), fusion.internal != "none", "fusion.internal=ilme or lm"),
-        (
-            "rescoring",
-            ("weight", "unit", "over", "keep", "end", "internal_weight"),
-            bool(second.lm or second.internal_lm),
-            "a language model: --rescore-lm FILE",
-        ),
-    )
-    for section, keys, used, needed in parts:
+        ("rescoring", SECOND_PASS, scored, "a language model: --rescore-lm FILE"),
+    ):
         values = changes.get(section) or {}
         idle = [key for key in keys if values.get(key)]
         if idle and not used:
-            raise ConfigError(f"{section}.{idle[0]} without its object", needed, "add it, or leave it out")
+            raise ConfigError(
+                f"{section}.{idle[0]}, which does nothing here", needed, "add it, or leave it out"
+            )
     if "lm_scale" in changes and not recognizer.family.knows_classes:
         raise ConfigError(
             "lm_scale with a model that has no language model of its own",

@@ -169,7 +169,7 @@ def transcribe(
       asr transcribe call.wav -m exp/model --lm domain.arpa --lm-weight 0.4
       asr transcribe call.wav -m exp/model --rescore-lm words.arpa --set rescoring.unit=word
       asr transcribe call.wav -m exp/model --set class_bonus=2 --set fusion.how=mix
-      asr transcribe calls/ -m exp/model --lm contextual.safetensors --context when.yaml
+      asr transcribe calls/ -m exp/model --lm contextual.safetensors --context when.jsonl
       find . -name "*.wav" | asr transcribe - --model exp/model
 
     A list of names, contacts.yaml:
@@ -177,21 +177,14 @@ def transcribe(
     \b
       contact:
         - Maja Novak
-        - text: Siobhan Byrne
-          spoken: ['shivawn burn']
-          id: c17
-          weight: 2
+        - {text: Siobhan Byrne, spoken: [shivawn burn], id: c17, weight: 2}
 
-    A list for each recording, own.jsonl, a line each, with classes or the path of a list:
+    A list for each recording, own.jsonl, a line each; what is known of recordings, when.jsonl (or yaml):
 
     \b
       {"id": "call-7", "entities": {"contact": ["Maja Novak"]}}
       {"id": "call-8", "entities": "contacts.yaml"}
-
-    What is known of recordings, when.yaml; or when.jsonl, {"id": "call-7", "context": {"hour": 7}} a line:
-
-    \b
-      call-7: {hour: 7, app: maps}
+      {"id": "call-7", "context": {"hour": 7, "app": "maps"}}
 
     Exit codes: 0 all done, 1 some failed, 2 the call cannot be used, 130 interrupted.
     """

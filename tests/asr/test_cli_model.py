@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import call, save, transcribe, unusable
+from scripted_cli import call, save, transcribe, unusable
 
 from asr.bundle import save_bundle
 from asr.cli.main import VERBS

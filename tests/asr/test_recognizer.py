@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,21 @@ import soundfile
 import torch
 import yaml
 from numpy.typing import NDArray
-from tiny_models import SHAPES, sound
+from tiny_models import save_talkative, sound
 
 import asr.knowledge
 import asr.recognizer
 from asr.audio import read_segments
-from asr.bundle import load_bundle, save_bundle
 from asr.decoding_config import DecodingConfig
-from asr.families import load_family
-from asr.features import FeatureConfig, FeatureNormaliser, fbank
 from asr.recognizer import Recognizer
 from asr.recordings import AudioPart
 from decoding.frame_sync import BeamConfig
 from decoding.phrase_boost import PhraseBoost
 from decoding.result import Hypothesis, Transcript
 from lm.classes import EntityCatalog, encode_catalog
-from lm.errors import AudioError, BundleError, EntityListError, VocativeError
-from lm.tokenizer import Tokenizer
+from lm.errors import AudioError, EntityListError, VocativeError
 
 Samples = NDArray[np.float32]
-TINY = SHAPES["factorized"]
 LISTS: dict[str, list[Any]] = {
     "contact": [
         *("Maja Novak", "Jim", "Zoe", "Li", "Wu"),
@@ -43,26 +36,11 @@ LISTS: dict[str, list[Any]] = {
     ],
     "city": ["Ulm", "Bonn", "Rio"],
 }
-OTHER: dict[str, list[Any]] = {"city": ["Jena", "Kiel", "Graz", "Yverdon"]}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with weights that make it say something in many frames."""
-    tokenizer = Tokenizer.train(
-        ["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20, 40, ["contact", "city"]
-    )
-    torch.manual_seed(2)
-    weights = load_family("factorized", TINY, tokenizer, "here").model.state_dict()
-    heard = [fbank(torch.from_numpy(sound(20.0, 9)), FeatureConfig())]
-    for name, value in FeatureNormaliser.estimate(heard).state_dict().items():
-        weights[f"normaliser.{name}"] = value
-    weights["acoustic.weight"] *= 12
-    weights["blank_output.bias"] += 2.5
-    config = {"family": "factorized", "model": TINY, "decoding": {"class_bonus": 4.0}}
-    return save_bundle(
-        tmp_path_factory.mktemp("model") / "model", config, weights, tokenizer.model_bytes, "# Tiny"
-    )
+    return save_talkative(tmp_path_factory.mktemp("model") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +89,7 @@ def test_other_sample_rates(recognizer: Recognizer, tmp_path: Path) -> None:
 
 def test_a_batch_gives_what_its_recordings_give_alone(recognizer: Recognizer) -> None:
     recordings = [sound(seconds, seed) for seed, seconds in enumerate((2.0, 0.5, 3.0, 1.2))]
-    catalog = EntityCatalog.from_mapping(OTHER)
+    catalog = EntityCatalog.from_mapping({"city": ["Jena", "Kiel", "Graz", "Yverdon"]})
     each: list[Any] = [LISTS, None, {}, catalog]
     for options in (None, DecodingConfig(biasing="phrases", phrase_bonus=2.0)):
         together = recognizer.transcribe(recordings, entities=each, options=options)
@@ -244,10 +222,8 @@ def test_the_weight_of_an_entry_moves_its_bonus_as_a_phrase(recognizer: Recogniz
     def bonus(weights: tuple[float, float]) -> dict[str, float]:
         """Bonus of each name as a whole, in ``phrase_bonus``."""
         rows = [{"text": t, "weight": w} for t, w in zip(("maja", "anna"), weights, strict=True)]
-        catalog = recognizer.catalog({"contact": rows})
-        lists = recognizer._knowledge.lists(catalog, DecodingConfig(biasing="phrases"))
-        assert lists is not None
-        assert lists.boost is not None
+        phrases = DecodingConfig(biasing="phrases")
+        lists: Any = recognizer._knowledge.lists(recognizer.catalog({"contact": rows}), phrases)
         boost, found = PhraseBoost([lists.boost], 1.0), {}
         for name in ("maja", "anna"):
             state, total = boost.start(1), 0.0
@@ -521,54 +497,3 @@ def test_lists_are_compiled_once(recognizer: Recognizer, monkeypatch: pytest.Mon
         recognizer.transcribe([sound(0.2, 0)] * 3, entities=entities)
     assert calls == 4, "the oldest of three is made again"
     assert len(recognizer._knowledge._lists) == 2
-
-
-def resave(model: Path, folder: Path, config: dict[str, Any], without: str = "") -> Path:
-    bundle = load_bundle(model)
-    whole = {k: v for k, v in bundle.config.items() if k not in ("format", "sha256")} | config
-    tensors = {name: value for name, value in bundle.tensors.items() if name != without}
-    return save_bundle(folder, whole, tensors, bundle.tokenizer_path.read_bytes(), "# Other")
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"model": {**TINY, "blank_witdh": 8}}, "did you mean 'blank_width'"),
-        ({"model": {**TINY, "blank_width": 9}}, "checkpoint of another model"),
-        ({"model": {**TINY, "encoder": {**TINY["encoder"], "layers": 2}}}, "missing"),
-        ({"decoding": {"lm_scale": -1}}, "decoding: lm_scale = -1"),
-        ({"features": {"num_bins": 40}}, "features.num_bins = 40"),
-        ({"features": {"num_bin": 80}}, "did you mean 'num_bins'"),
-        ({"decodin": {"lm_scale": 0.5}}, "did you mean 'decoding'"),
-    ],
-)
-def test_configurations_that_do_not_fit(model: Path, tmp_path: Path, config: Any, says: str) -> None:
-    folder = resave(model, tmp_path / "m", config)
-    with pytest.raises(BundleError, match=says) as caught:
-        Recognizer.load(folder)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_tensors_that_do_not_fit_and_pickles(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"1 missing \(acoustic.weight\)"):
-        Recognizer.load(resave(model, tmp_path / "m", {}, without="acoustic.weight"))
-    folder = resave(model, tmp_path / "p", {})
-    (folder / "extra.txt").write_bytes(pickle.dumps(["x"]))
-    with pytest.raises(BundleError, match="pickle"):
-        Recognizer.load(folder)
-
-
-def test_nothing_is_written_to_the_model_folder(model: Path) -> None:
-    def state() -> list[tuple[str, str, int]]:
-        return [
-            (path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
-            for path in sorted(model.iterdir())
-        ]
-
-    before = state()
-    assert len(before) == 4
-    fresh = Recognizer.load(model)
-    fresh.transcribe([sound(0.5, 0)] * 2, entities=LISTS)
-    fresh.report(LISTS)
-    assert state() == before

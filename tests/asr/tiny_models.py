@@ -126,3 +126,19 @@ def alike(one: Transcript, other: Transcript) -> None:
     assert [(w.text, w.start_s) for w in best.words] == [(w.text, w.start_s) for w in theirs.words]
     assert [e.written for e in best.entities] == [e.written for e in theirs.entities]
     assert best.score == pytest.approx(theirs.score, abs=0.02)
+
+
+def save_talkative(folder: Path) -> Path:
+    """A factorized model with weights that make it say something in many frames."""
+    tokenizer = Tokenizer.train(
+        ["call maja novak", "abcdefghijklmnopqrstuvwxyz"] * 20, 40, ["contact", "city"]
+    )
+    torch.manual_seed(2)
+    weights = load_family("factorized", SHAPES["factorized"], tokenizer, "here").model.state_dict()
+    heard = [fbank(torch.from_numpy(sound(20.0, 9)), FeatureConfig())]
+    for name, value in FeatureNormaliser.estimate(heard).state_dict().items():
+        weights[f"normaliser.{name}"] = value
+    weights["acoustic.weight"] *= 12
+    weights["blank_output.bias"] += 2.5
+    config = {"family": "factorized", "model": SHAPES["factorized"], "decoding": {"class_bonus": 4.0}}
+    return save_bundle(folder, config, weights, tokenizer.model_bytes, "# Tiny")
